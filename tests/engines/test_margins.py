@@ -16,7 +16,7 @@ from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluatio
 from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.stage_limits import StageLimits
-from dollartune.engines.trial_context import TrialContext
+from dollartune.engines.trial_context import RowCosts
 from dollartune.engines.trial_scores import TrialScorer
 from dollartune.evaluate.cost import RequestCost
 from dollartune.study_file import load_study
@@ -58,23 +58,15 @@ def test_training_ends_early_enough_for_a_last_validation_and_a_checkpoint_on_a_
     assert end.reserve_seconds == pytest.approx(evaluation_seconds(COHORT, costs(), settings) + 3.0 + 2.0)
 
 
-def context_of(**values: Any) -> TrialContext:
-    nothing: Any = None
-    context = TrialContext(nothing, nothing, nothing, nothing, nothing, [], [nothing] * 10, 0, nothing)
-    for name, value in values.items():
-        setattr(context, name, value)
-    return context
-
-
 def test_one_quick_look_lowers_what_rows_are_thought_to_take_by_a_fifth_and_a_slow_one_counts_at_once() -> None:
-    context = context_of(seconds_per_row=0.1, seconds_per_validation_row=0.1)
-    context.note_test(0.01 * 100, 100)
-    context.note_validation(0.01 * 100, 100)
-    assert context.seconds_per_row == pytest.approx(0.08)
-    assert context.seconds_per_validation_row == pytest.approx(0.08)
-    context.note_test(0.5 * 100, 100)
-    context.note_validation(0.5 * 100, 100)
-    assert context.seconds_per_row == context.seconds_per_validation_row == pytest.approx(0.5)
+    costs = RowCosts(0.1, 0.1)
+    costs.note_test(0.01 * 100, 100)
+    costs.note_validation(0.01 * 100, 100)
+    assert costs.seconds_per_row == pytest.approx(0.08)
+    assert costs.seconds_per_validation_row == pytest.approx(0.08)
+    costs.note_test(0.5 * 100, 100)
+    costs.note_validation(0.5 * 100, 100)
+    assert costs.seconds_per_row == costs.seconds_per_validation_row == pytest.approx(0.5)
 
 
 # Measurements that decide no score

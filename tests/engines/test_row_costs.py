@@ -34,8 +34,10 @@ def contexts() -> dict[str, TrialContext]:
     for trial in (one for one in trials if not one.answers_alone):
         context = cache.context(trial)
         assert cache.context(trial) is context
-        if context.seconds_per_row is None:
-            context.note_test(*{"few_shot": (50.0, 10), "zero_shot": (1.0, 10)}.get(trial.variant.group, (2.0, 10)))
+        if context.row_costs.seconds_per_row is None:
+            context.row_costs.note_test(
+                *{"few_shot": (50.0, 10), "zero_shot": (1.0, 10)}.get(trial.variant.group, (2.0, 10))
+            )
         made[f"{trial.variant.group} {trial.draw}"] = context
     return made
 
@@ -43,7 +45,7 @@ def contexts() -> dict[str, TrialContext]:
 def test_what_prompts_with_solved_examples_take_is_not_what_others_are_thought_to_take(
     contexts: dict[str, TrialContext],
 ) -> None:
-    assert {name: context.seconds_per_row for name, context in contexts.items()} == {
+    assert {name: context.row_costs.seconds_per_row for name, context in contexts.items()} == {
         name: pytest.approx(5.0 if name.startswith("few_shot") else 0.1) for name in contexts
     }
     assert len(contexts) == 5, "zero-shot asks the same for all seeds; each seed of the others draws its own rows"
@@ -53,7 +55,7 @@ def test_all_ways_of_asking_share_backbone_and_rows(contexts: dict[str, TrialCon
     assert len({id(context.backbone) for context in contexts.values()}) == 1
     for draw in {name.split()[1] for name in contexts if not name.startswith("zero_shot")}:
         shown, trained = contexts[f"few_shot {draw}"], contexts[f"lora {draw}"]
-        assert [row.prompt for row in shown.train] == [row.prompt for row in trained.train]
+        assert shown.train is trained.train
 
 
 @pytest.mark.parametrize("seconds_per_row", [1e-4, 0.2, 3.0])
@@ -62,7 +64,8 @@ def test_a_row_is_timed_on_as_many_as_a_moment_pays_for(seconds_per_row: float) 
 
     def evaluate(adapter: None, methods: Any, rows: list[int], *_: Any) -> Any:
         asked.append(len(rows))
-        return SimpleNamespace(seconds=len(rows) * seconds_per_row, examples=len(rows))
+        setting_up = 2.0 if len(asked) == 1 else 0.0
+        return SimpleNamespace(seconds=setting_up + len(rows) * seconds_per_row, examples=len(rows))
 
     noted: list[float] = []
     context: Any = SimpleNamespace(
@@ -70,8 +73,10 @@ def test_a_row_is_timed_on_as_many_as_a_moment_pays_for(seconds_per_row: float) 
         validation=[SimpleNamespace(length=5)] * 40,
         splits=SimpleNamespace(validation=list(range(40))),
         task=SimpleNamespace(kind="classification"),
-        note_validation=lambda seconds, rows: noted.append(seconds / rows),
-        note_test=lambda seconds, rows: noted.append(seconds / rows),
+        row_costs=SimpleNamespace(
+            note_validation=lambda seconds, rows: noted.append(seconds / rows),
+            note_test=lambda seconds, rows: noted.append(seconds / rows),
+        ),
     )
     trial: Any = SimpleNamespace(trains=True, seed=0)
     probe(context, trial, EvaluationSettings(free_generation=False))
@@ -79,4 +84,4 @@ def test_a_row_is_timed_on_as_many_as_a_moment_pays_for(seconds_per_row: float) 
     if seconds_per_row < 0.1:
         assert asked[-1] == PROBED_ROWS
     else:
-        assert sum(asked) * seconds_per_row <= 3 * max(PROBE_SECONDS, 2 * seconds_per_row)
+        assert sum(asked) * seconds_per_row <= 3 * max(PROBE_SECONDS, 3 * seconds_per_row)

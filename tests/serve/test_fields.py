@@ -104,6 +104,13 @@ def test_every_field_of_openai_s_client_has_an_answer() -> None:
         assert set(params.__annotations__) <= {*model.model_fields, *neutral}
 
 
+@pytest.mark.parametrize("unknown", ["Label", "str", "list", "dict"])
+def test_an_unknown_field_is_named_even_where_it_reads_like_a_type(server: Asked, unknown: str) -> None:
+    answer = server.client.post("/v1/classify", json={"model": "m", "input": "x", unknown: 1})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, unknown)
+    assert answer.json()["error"]["message"].startswith(f"{unknown}: ")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "said"),
     [

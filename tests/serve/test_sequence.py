@@ -46,7 +46,9 @@ def pieces(clean: bool) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", clean_up_tokenization_spaces=clean)
 
 
-def told(tokenizer: Any, tokens: list[int], stop: tuple[str, ...] = (), streams: bool = True) -> tuple[str, str]:
+def told(
+    tokenizer: Any, tokens: list[int], stop: tuple[str, ...] = (), streams: bool = True, min_tokens: int = 0
+) -> tuple[str, str]:
     """The text of a generation, joined from its pieces, and why it ended."""
     heard: list[str] = []
     reasons: list[str] = []
@@ -55,7 +57,7 @@ def told(tokenizer: Any, tokens: list[int], stop: tuple[str, ...] = (), streams:
         heard.append(piece)
         reasons.extend([reason] if reason else [])
 
-    sampling = Sampling(stop=stop, max_tokens=len(tokens))
+    sampling = Sampling(stop=stop, max_tokens=len(tokens), min_tokens=min_tokens)
     sequence = Sequence(None, (), sampling, emit, tokenizer, 0.0, streams=streams)
     for token in tokens:
         if sequence.finished is None:
@@ -71,7 +73,7 @@ def ids(tokenizer: Any, *wanted: str) -> list[int]:
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.sampled_from([*PIECES, *(f"<0x{byte:02X}>" for byte in "€é".encode())]), min_size=1, max_size=12),
-    st.sampled_from([(), ("STOP",), ("STOP", "OST"), ("do n",), ("€",), (".", "'s")]),
+    st.sampled_from([(), ("STOP",), ("STOP", "OST"), ("do n",), ("€",), (".", "'s"), ("do.",), ("don't",)]),
 )
 def test_pieces_are_the_whole(clean: bool, written: list[str], stop: tuple[str, ...]) -> None:
     tokenizer = pieces(clean)
@@ -86,6 +88,12 @@ def test_a_space_that_a_later_token_takes_away_is_not_sent() -> None:
     tokenizer = pieces(True)
     assert told(tokenizer, ids(tokenizer, "do", "\u2581", ".")) == ("do.", "length")
     assert told(tokenizer, ids(tokenizer, "do", "\u2581n", "'", "t")) == ("don't", "length")
+
+
+def test_a_stop_text_is_found_across_a_space_that_is_taken_away() -> None:
+    tokenizer = pieces(True)
+    assert told(tokenizer, ids(tokenizer, "do", "\u2581", "."), ("do.",)) == ("", "stop")
+    assert told(tokenizer, ids(tokenizer, "do", "\u2581", "."), (".",), min_tokens=2) == ("do", "stop")
 
 
 def test_the_beginning_of_a_stop_text_is_held_back_over_tokens() -> None:

@@ -25,7 +25,7 @@ def weights_hash(model: Any, anatomy: Anatomy, drawn: Collection[str] = ()) -> s
     """Of a model's parameters but its heads, which differ by what it is used for; None where they are not here as numbers (packed
     in 4 bits, on the meta device).
 
-    In bf16, since the same weights may be loaded in any format; by shapes and values and not by names, which releases of
+    In bf16, since the same weights may be loaded as fp32 or as bf16; by shapes and values and not by names, which releases of
     transformers change.
 
     Args:

@@ -262,7 +262,7 @@ class CohortWorker:
         with self.ledger.book("load"), self.limits.until_spent(trial, "while the backbone and the data were loaded"):
             context = self.contexts.context(trial)
         # Without a limit nothing is divided, and the look would only cost.
-        if self.limits.limited and context.seconds_per_row is None:
+        if self.limits.limited and context.row_costs.seconds_per_row is None:
             doing = self.limits.until_spent(trial, "while the costs of evaluating were measured")
             with self.ledger.book("plan"), doing, memory_limited(memory_of(self.settings), context.backbone.device):
                 probe(context, trial, self.settings.evaluation)
@@ -335,7 +335,7 @@ class CohortWorker:
             lambda state, error: failures.__setitem__(state.name, error),
             deadline.remaining if deadline is not None else lambda: math.inf,
             _planner(cohort.trials[0], states[0]) if deadline is not None else None,
-            seconds_per_validation_row=context.seconds_per_validation_row,
+            seconds_per_validation_row=context.row_costs.seconds_per_validation_row,
         ).run()
         for state in states:
             # An untrained adapter has the backbone's score, which must not stand as the method's.
@@ -400,7 +400,7 @@ class CohortWorker:
         ):
             return context.measures.take(
                 context.evaluator(free_generation=False), None if state is None else trial.identifier,
-                trial.variant.build(), context.splits.test, trial.seed, seconds, context.seconds_per_row or 0.0,
+                trial.variant.build(), context.splits.test, trial.seed, seconds, context.row_costs.seconds_per_row or 0.0,
             )  # fmt: skip
 
     # What the stages share

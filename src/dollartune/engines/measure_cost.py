@@ -29,12 +29,12 @@ WRITING = 16 / 200e6
 
 def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySettings) -> TrialCost:
     """What a trial's method costs. The context learns what evaluating takes; the trial leaves nothing attached."""
-    if context.seconds_per_row is None:
+    if context.row_costs.seconds_per_row is None:
         # Before the training steps, whose limit depends on what evaluating takes.
         probe(context, trial, settings.evaluation)
     rows = min(len(context.splits.validation), settings.training.validation_rows)
-    tried = rows * context.seconds_per_validation_row
-    tested, per_row = len(context.splits.test), context.seconds_per_row or 0.0
+    tried = rows * context.row_costs.seconds_per_validation_row
+    tested, per_row = len(context.splits.test), context.row_costs.seconds_per_row or 0.0
     final = tried + tested * per_row
     if not trial.trains:
         return TrialCost(0, 0.0, 0.0, 0.0, tried, final, tested, per_row, rows)
@@ -78,13 +78,14 @@ def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> 
     def asked(count: int) -> Evaluation:
         return context.evaluate(None, methods, rows[:count], trial.seed, False, size)
 
+    asked(WARM_UP_ROWS)  # what is set up and compiled says nothing of a row
     first = asked(WARM_UP_ROWS)
     count = max(LEAST_PROBED_ROWS, int(PROBE_SECONDS * WARM_UP_ROWS / max(first.seconds, 1e-9)))
     if count >= len(rows):  # where a row takes next to nothing, what is compiled for a new shape counts as well
         asked(count)
     evaluation = asked(count)
-    context.note_validation(evaluation.seconds, evaluation.examples)
+    context.row_costs.note_validation(evaluation.seconds, evaluation.examples)
     # Of validation rows labels are scored; on test rows texts are generated as well, which takes several times as long.
     if settings.free_generation and context.task.kind == "classification":
         evaluation = context.evaluate(None, methods, rows[:count], trial.seed, True, size)
-    context.note_test(evaluation.seconds, evaluation.examples)
+    context.row_costs.note_test(evaluation.seconds, evaluation.examples)

@@ -17,6 +17,7 @@ from dollartune.engines.baselines import BaselineRows
 from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.errors import UserError
 from dollartune.evaluate.evaluation import Evaluation, Evaluator
+from dollartune.methods.base import prompting_of
 from dollartune.methods.registry import with_head
 from dollartune.train.distributed import processes, shard_layers
 from dollartune.train.encoding import Encoded, Encoder
@@ -39,12 +40,32 @@ FEATURES = ".features"
 
 
 @dataclass(eq=False)
-class TrialContext:
-    """What trials of one backbone, objective, task and scale share.
+class RowCosts:
+    """What evaluating a row takes, as last measured, of trials that show the same number of solved examples: prompts with some
+    are several times as long."""
 
-    Those that show solved examples have one of their own beside it, in which only what a row costs differs: their prompts are
-    several times as long.
-    """
+    seconds_per_row: float | None = None
+    """Of a test row."""
+    seconds_per_validation_row: float = 0.0
+    """Of a validation row, where nothing is generated beside the scoring of labels."""
+    validation_rows: int = 0
+    """On which that was measured."""
+
+    def note_test(self, seconds: float, rows: int) -> None:
+        """Learns from an evaluation on test rows."""
+        # A single quick look (a warm cache, short rows) lowers the estimate by a fifth at most, while a slow one counts
+        # at once: too low a reserve loses a trial, too high a one some steps.
+        self.seconds_per_row = max(seconds / max(1, rows), 0.8 * (self.seconds_per_row or 0.0))
+
+    def note_validation(self, seconds: float, rows: int) -> None:
+        """Learns from an evaluation on validation rows."""
+        self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
+        self.validation_rows = rows
+
+
+@dataclass(eq=False)
+class TrialContext:
+    """What trials of one backbone, objective, task and scale share; `row_costs` is theirs alone that ask in the same way."""
 
     backbone: Backbone
     attached: Attached
@@ -61,28 +82,14 @@ class TrialContext:
     """Of those shortened, validation inputs."""
     features: FeatureStore = field(default_factory=FeatureStore)
     """Of rows by the frozen backbone, for methods that are solved on them."""
-    seconds_per_row: float | None = None
-    """What evaluating one test row takes, as last measured."""
-    seconds_per_validation_row: float = 0.0
-    """The same for a validation row, where nothing is generated beside the scoring of labels."""
-    seconds_per_validation: float = 0.0
-    """What one measurement of the validation loss takes during training."""
+    row_costs: RowCosts = field(default_factory=RowCosts)
 
-    def note_test(self, seconds: float, rows: int) -> None:
-        """Learns from an evaluation on test rows."""
-        # A single quick look (a warm cache, short rows) lowers the estimate by a fifth at most, while a slow one counts
-        # at once: too low a reserve loses a trial, too high a one some steps.
-        self.seconds_per_row = max(seconds / max(1, rows), 0.8 * (self.seconds_per_row or 0.0))
-
-    def note_validation(self, seconds: float, rows: int) -> None:
-        """Learns from an evaluation on validation rows."""
-        self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
-        # Scoring labels takes longer than the loss that training looks at, so this errs on the safe side.
-        self.seconds_per_validation = self.seconds_per_validation_row * min(rows, len(self.validation))
-
-    def with_rows_of_unknown_cost(self) -> TrialContext:
-        """The same for trials whose rows are asked in another way."""
-        return replace(self, seconds_per_row=None, seconds_per_validation_row=0.0, seconds_per_validation=0.0)
+    @property
+    def seconds_per_validation(self) -> float:
+        """What one measurement of the validation loss takes during training: scoring labels takes longer than the loss, so this
+        errs on the safe side."""
+        costs = self.row_costs
+        return costs.seconds_per_validation_row * min(costs.validation_rows, len(self.validation))
 
     def methods(self, trial: Trial) -> list[Method[Any]]:
         """A trial's methods; a classification trial also tunes the head, unless it does so already or tunes all."""
@@ -127,9 +134,9 @@ class TrialContext:
 
     def costs(self) -> EvaluationCost:
         """What evaluating takes, as far as it is known now."""
-        splits = self.splits
+        rows, costs = self.splits, self.row_costs
         return EvaluationCost(
-            len(splits.test), len(splits.validation), self.seconds_per_row, self.seconds_per_validation_row
+            len(rows.test), len(rows.validation), costs.seconds_per_row, costs.seconds_per_validation_row
         )
 
     def data_facts(self, test: Evaluation | None) -> DataFacts:
@@ -146,12 +153,6 @@ class TrialContext:
         )
 
 
-def shown_examples(trial: Trial) -> int:
-    """Solved examples in each of its prompts."""
-    asked = [method.prompting for method in trial.variant.build()]
-    return sum(one.examples for one in asked if one is not None)
-
-
 class ContextCache:
     """Makes trial contexts, and keeps them.
 
@@ -165,45 +166,53 @@ class ContextCache:
         self.device = default_device()
         check_optimizer(settings.training.optimizer, self.device.type)
         self._contexts: dict[tuple[Any, ...], TrialContext] = {}
+        """By cell, draw of the training rows and solved examples."""
+        self._row_costs: dict[tuple[Any, ...], RowCosts] = {}
+        """By cell and solved examples."""
         self._backbones: dict[tuple[Any, ...], Backbone] = {}
 
     def context(self, trial: Trial) -> TrialContext:
         """Backbone, data and encodings of a trial, made once."""
         cell = (trial.backbone_index, trial.objective, trial.task_index, trial.scale)
+        prompting = prompting_of(trial.variant.build())
+        shown = 0 if prompting is None else prompting.examples
         # A seed counts only where it draws training rows of its own.
-        key = (*cell, trial.draw, shown_examples(trial))
-        if key in self._contexts:
-            return self._contexts[key]
-        beside = [(known, context) for known, context in self._contexts.items() if known[: len(cell)] == cell]
-        if beside:
-            # One that asks its rows in the same way knows what they cost; one of the same draw has the rows themselves.
-            known, context = max(beside, key=lambda one: (one[0][-1] == key[-1], one[0][-2] == key[-2]))
-            context = context if known[-2] == key[-2] else self._other_rows(trial, context)
-            self._contexts[key] = context if known[-1] == key[-1] else context.with_rows_of_unknown_cost()
-        else:
-            task = self.tasks[trial.task_index]
-            splits = self._splits(trial, task)
-            backbone = self._backbone(trial, task)
-            encoder = Encoder(backbone, self.settings.training.max_length, self.places)
-            # Test rows are encoded when they are scored; a search never needs them.
-            train = encoder.encode(task, splits.train)
-            in_train = encoder.shortened
-            validation = encoder.encode(task, splits.validation)
-            attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
-            if not attached.placed:  # its layers' outputs would have to travel between devices
-                cache = FrozenPrefixCache(folder=Path(self.settings.output))
-                attached.use_frozen_prefix(cache)
-                cache.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
-            random_weights = self.settings.backbones[trial.backbone_index].random_weights_seed is not None
-            measures = ExtraMetrics(self.settings.evaluation, random_weights)
-            self._contexts[key] = TrialContext(
-                backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures,
-                encoder.shortened - in_train, self._features(trial, backbone),
-            )  # fmt: skip
+        key = (cell, trial.draw, shown)
+        if key not in self._contexts:
+            costs = self._row_costs.setdefault((*cell, shown), RowCosts())
+            self._contexts[key] = replace(self._with_rows(trial, cell), row_costs=costs)
         return self._contexts[key]
 
+    def _with_rows(self, trial: Trial, cell: tuple[Any, ...]) -> TrialContext:
+        """Of what is there as much as the trial's rows can use."""
+        beside = {draw: context for (other, draw, _), context in self._contexts.items() if other == cell}
+        if trial.draw in beside:
+            return beside[trial.draw]
+        return self._other_rows(trial, next(iter(beside.values()))) if beside else self._first_rows(trial)
+
+    def _first_rows(self, trial: Trial) -> TrialContext:
+        task = self.tasks[trial.task_index]
+        splits = self._splits(trial, task)
+        backbone = self._backbone(trial, task)
+        encoder = Encoder(backbone, self.settings.training.max_length, self.places)
+        # Test rows are encoded when they are scored; a search never needs them.
+        train = encoder.encode(task, splits.train)
+        in_train = encoder.shortened
+        validation = encoder.encode(task, splits.validation)
+        attached = Attached(backbone.model, backbone.anatomy, backbone.processor)
+        if not attached.placed:  # its layers' outputs would have to travel between devices
+            cache = FrozenPrefixCache(folder=Path(self.settings.output))
+            attached.use_frozen_prefix(cache)
+            cache.reuse = True  # most studies have several seeds, and every trial is evaluated on the same rows
+        random_weights = self.settings.backbones[trial.backbone_index].random_weights_seed is not None
+        measures = ExtraMetrics(self.settings.evaluation, random_weights)
+        return TrialContext(
+            backbone, attached, task, splits, encoder, train, validation, encoder.shortened, measures,
+            encoder.shortened - in_train, self._features(trial, backbone),
+        )  # fmt: skip
+
     def _other_rows(self, trial: Trial, beside: TrialContext) -> TrialContext:
-        """The context of another draw of the training rows: all else is the same, what was learned of costs included."""
+        """The context of another draw of the training rows: all else is the same."""
         splits = self._splits(trial, beside.task)
         encoder = Encoder(beside.backbone, self.settings.training.max_length, self.places)
         train = encoder.encode(beside.task, splits.train)

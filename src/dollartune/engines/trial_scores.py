@@ -91,7 +91,7 @@ class TrialScorer:
             self.display.evaluating(trial)
             rows = context.splits.validation[: validation_rows(cohort, context.costs(), self.settings)]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
-            context.note_validation(validation.seconds, validation.examples)
+            context.row_costs.note_validation(validation.seconds, validation.examples)
             offsets = None if state is None else self._class_offsets(trial, context, state, validation)
             if state is not None and trial.solved and self.settings.training.train_on_validation:
                 # between the two: the validation score is of rows that were not trained on, the test score of what is handed over
@@ -104,7 +104,7 @@ class TrialScorer:
                 rows, free = context.splits.test[: cohort.test_rows], settings.free_generation
                 test = context.evaluate(adapter, methods, rows, trial.seed, free, settings.batch_size)
                 check_score(context, test)
-                context.note_test(test.seconds, test.examples)
+                context.row_costs.note_test(test.seconds, test.examples)
         validated = validation_result(validation, context.task, test is None)
         return TrialScores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
 
@@ -180,7 +180,7 @@ class TrialScorer:
         """Where what is left pays for it: without it there is an adapter, and after the end of the money none."""
         rows_per_pass = self.settings.training.micro_batch_size or FEATURE_ROWS
         needed = SOLVE_AGAIN_MARGIN * solve_on_all_seconds(
-            state, context.validation, context.backbone, context.features, context.seconds_per_validation_row
+            state, context.validation, context.backbone, context.features, context.row_costs.seconds_per_validation_row
         )
         if (left := self.limits.left(trial)) < needed:
             self.display.note(

@@ -21,6 +21,7 @@ from dollartune.budget.peak_memory import PeakMemory
 from dollartune.evaluate.evaluation import Evaluator
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
+from dollartune.methods.base import prompting_of
 from dollartune.tasks.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def request_cost(
         pool = [example for example in evaluator.pool if example.task == task.name]
         part = Evaluator(evaluator.backbone, evaluator.attached, task, evaluator.encoder, pool, False)
         return request_cost(part, adapter, methods, rows, seed, seconds)
-    prompting = next((method.prompting for method in methods if method.prompting), None)
+    prompting = prompting_of(methods)
     asked = evaluator.encode(examples[:REQUESTS], prompting, seed)
     answer = _answerer(evaluator, adapter)
     # A user's request is a new text: what a study has computed before of its own rows does not make it cheaper.

@@ -15,6 +15,7 @@ from dollartune.errors import UserError
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import LABEL_SLACK_TOKENS, class_log_probabilities, label_log_probabilities
 from dollartune.evaluate.prompts import content_free, few_shot_encoded
+from dollartune.methods.base import prompting_of
 from dollartune.tasks.mixture import Mixture, mean_over_tasks
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Evaluator:
         if isinstance(self.task, Mixture):
             evaluation = self._parts(self.task, adapter, methods, examples, seed)
             return replace(evaluation, seconds=time.perf_counter() - started)
-        prompting = next((method.prompting for method in methods if method.prompting), None)
+        prompting = prompting_of(methods)
         before = self.encoder.shortened
         encoded = self.encode(examples, prompting, seed)
         shortened = self.encoder.shortened - before  # now: rows that only calibrate are encoded later

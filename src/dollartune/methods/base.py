@@ -427,6 +427,11 @@ class Method(Generic[ConfigT]):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
 
 
+def prompting_of(methods: Sequence[Method[Any]]) -> Prompting | None:
+    """How methods that stand together ask: as the first of them that changes the prompt; None where none does."""
+    return next((method.prompting for method in methods if method.prompting is not None), None)
+
+
 def _explain(method: str, config: type[BaseModel], error: ValidationError) -> UserError:
     """Turns a pydantic error into one sentence per problem, with the nearest setting."""
     lines = []

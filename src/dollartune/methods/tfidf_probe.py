@@ -43,6 +43,8 @@ With more, C is chosen on so many of them, and solved in the features."""
 CHOSEN_IN_NUMBERS = 8_000_000
 """C is chosen on so many rows that their products times the classes are no more numbers: all of 1,400 rows of four classes, 630
 of twenty. On 1,015 rows of twenty classes choosing it took 10 s, and the first adapter of a short budget waits for it."""
+ROWS_OF_A_CLASS = 3
+"""But on so many times the classes at least."""
 CLOSE = 1e-6
 """Largest gradient of the mean loss at the solution, as `logistic.EXACT`, which takes twice the steps: counts of words have many
 small directions, and no probability moves by 1e-4 on the way."""
@@ -257,8 +259,8 @@ def _row_weights(labels: NDArray[np.int64], classes: int, class_weight: str) -> 
 
 
 def rows_to_choose_in(classes: int) -> int:
-    """Most rows that C is chosen on."""
-    return int((CHOSEN_IN_NUMBERS / classes) ** 0.5)
+    """Most rows that C is chosen on; some of each class, as a class's only row is never held out."""
+    return max(int((CHOSEN_IN_NUMBERS / classes) ** 0.5), ROWS_OF_A_CLASS * classes)
 
 
 def _some(rows: int, most: int, seed: int) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
 from dollartune.evaluate.labels import LABEL_SLACK_TOKENS
+from dollartune.methods.base import prompting_of
 from dollartune.planner.dry_run import Bare, DryRun, dry_run_of
 from dollartune.planner.dry_run_cache import cache_file, read_dry_runs, write_dry_runs
 from dollartune.train.batching import VALIDATION_ROWS_AT_ONCE
@@ -231,8 +232,8 @@ class Planner:
     ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Seconds of scoring and writing: expected, least, most. Adds what it passed to `passes`."""
         speed, task, wanted = self.hardware.speed, self.task, self.evaluation
-        shots = max((method.prompting.examples for method in methods if method.prompting), default=0)
-        shape = task.with_examples(shots) if shots else task
+        prompting = prompting_of(methods)
+        shape = task.with_examples(prompting.examples) if prompting is not None and prompting.examples else task
         batches = shape.batches(wanted.batch_size, True)
         test = math.ceil(min(task.test_rows, wanted.rows) / batches.mean.rows)
         validation = min(task.validation_rows, wanted.rows, self.training.validation_rows)

@@ -102,7 +102,7 @@ def answer_errors(app: FastAPI) -> None:
         first = _most_specific(error.errors())
         if first["type"] == "json_invalid":
             return problem(400, f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
-        path = [str(part) for part in first["loc"] if part != "body" and not _BRANCH.match(str(part))]
+        path = _fields(first)
         place = ".".join(path) or "body"
         hint = "; send JSON with content-type: application/json" if not path else ""
         return problem(400, f"{place}: {first['msg']}{hint}", param=path[0] if path else None)
@@ -120,6 +120,14 @@ def answer_errors(app: FastAPI) -> None:
 
 _BRANCH = re.compile(r"(str|int|float|bool|dict|list|constrained-\w+)$|.*\[|[A-Z]")
 """Parts of a place that pydantic adds where a value may be of several types: `messages.0.content.list[TextPart].1.type`."""
+
+
+def _fields(error: Any) -> list[str]:
+    """The fields and indices that lead to an error, without the types that were tried."""
+    parts = [str(part) for part in error["loc"] if part != "body"]
+    # Names that a client made up may look like a type: the first part is the body's own, and an unknown field is the last one.
+    unknown = {len(parts) - 1} if error["type"] == "extra_forbidden" else set()
+    return [part for number, part in enumerate(parts) if number in {0} | unknown or not _BRANCH.match(part)]
 
 
 def _most_specific(errors: Sequence[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +201,7 @@ class Sequence:
             self._decode()
         # As vLLM has it: what the first `min_tokens` wrote ends nothing.
         if len(self.tokens) <= self.sampling.min_tokens:
-            self._stops_from = len(self.text)
+            self._stops_from = self._settled()
         for stop in self.sampling.stop:
             if (place := self.text.find(stop, self._stops_from)) >= 0:
                 self.text = self.text[:place]
@@ -220,17 +220,25 @@ class Sequence:
         # All tokens each time: a token's text depends on those before it (spaces, characters of several tokens).
         self.text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
 
-    def _certain(self) -> int:
-        """Characters that later tokens cannot change: no half character, nothing that may begin a stop text or loses a space."""
+    def _settled(self) -> int:
+        """Characters that later tokens leave as they are: no half character, and nothing that may lose a space."""
         end = len(self.text)
         # A character of several tokens decodes to U+FFFD until its last token is there.
         if self.text.endswith("\ufffd"):
             end = len(self.text.rstrip("\ufffd"))
         cleaned = _CLEANED if getattr(self.tokenizer, "clean_up_tokenization_spaces", False) else ()
-        for stop in (*self.sampling.stop, *cleaned):
-            # From the longest: what may be the beginning of a stop text is held back until it is or is not one.
-            for length in range(min(len(stop) - 1, end), 0, -1):
-                if self.text[:end].endswith(stop[:length]):
+        return self._before_beginnings(cleaned, end)
+
+    def _certain(self) -> int:
+        """Characters that may be sent: of the settled ones those that begin no stop text."""
+        return self._before_beginnings(self.sampling.stop, self._settled())
+
+    def _before_beginnings(self, wholes: Iterable[str], end: int) -> int:
+        """Where the text up to `end` stops being sure to begin none of these."""
+        for whole in wholes:
+            # From the longest: what may be a beginning is held back until it is or is not one.
+            for length in range(min(len(whole) - 1, end), 0, -1):
+                if self.text[:end].endswith(whole[:length]):
                     end -= length
                     break
         return end

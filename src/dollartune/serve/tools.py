@@ -67,7 +67,8 @@ def tool_use(body: ChatRequest, template_has_tools: bool) -> ToolUse | None:
     if len(set(names)) < len(names):
         raise Refused(400, "two tools have one name", param="tools")
     for tool in body.tools:
-        if (kind := (tool.function.parameters or {}).get("type", "object")) != "object":
+        kind = (tool.function.parameters or {}).get("type", "object")
+        if "object" not in (kind if isinstance(kind, list) else [kind]):
             raise Refused(
                 400, f"the arguments of {tool.function.name} are an object, not of type {kind}", param="tools"
             )
