@@ -137,6 +137,18 @@ def test_a_file_is_scored_whole_but_for_rows_that_the_adapter_has_seen(
     assert f"{len(rows)} rows in" in whole
 
 
+def test_empty_rows_are_left_out_as_in_tuning(tuned: tuple[Path, DoneRecord, Study], tmp_path: Path) -> None:
+    opened, data = open_adapter(tuned[0]), tmp_path / "rows.csv"
+    data.write_text(f"text,{opened.task.answer_column}\nfine day,good\n,\nrainy day,bad\n , \n")
+    labelled = rows_of_file(opened, data, None, "stop")
+    assert [example.id for example in labelled.examples] == ["rows.csv, line 2", "rows.csv, line 4"]
+    assert any("left out 2 rows without any value" in note for note in labelled.notes)
+    assert len(read_rows(data)) == 4, "predictions are numbered as the file is"
+    data.write_text(f"text,{opened.task.answer_column}\n,\n")
+    with pytest.raises(UserError, match="no usable row"):
+        rows_of_file(opened, data, None, "stop")
+
+
 def test_a_hold_out_need_not_have_every_class(tuned: tuple[Path, DoneRecord, Study], tmp_path: Path) -> None:
     label = tuned[2].settings.tasks[0]["label"] if isinstance(tuned[2].settings.tasks[0], dict) else "mood"
     data = tmp_path / "held_out.csv"

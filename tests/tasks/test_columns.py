@@ -88,6 +88,43 @@ TABLES: dict[str, tuple[list[dict[str, Any]], str, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["label", "labels", "class", "sentiment", "y"])
+@pytest.mark.parametrize("category", [False, True])
+def test_a_label_beside_prompt_and_response_is_one(tmp_path: Path, name: str, category: bool) -> None:
+    """Reward and safety sets: the label is one of the pair; a category of the question stands beside it or not."""
+    rows = [
+        {"prompt": sentence(n), "response": f"Since {n} days, yes.", name: "ab"[n % 2]}
+        | ({"category": "cde"[n % 3]} if category else {})
+        for n in range(60)
+    ]
+    task = task_of(tmp_path, rows)
+    assert (task.kind, task.answer_column) == ("classification", name)
+
+
+def test_people_who_write_comments_are_no_conversation(tmp_path: Path) -> None:
+    rows = [
+        {
+            "text": sentence(n),
+            "label": "ab"[n % 2],
+            "comments": [{"author": "bob", "content": f"Day {n}?"}],
+            "lines": [{"speaker": "Mary", "text": f"Day {n}."}],
+        }
+        for n in range(60)
+    ]
+    task = task_of(tmp_path, rows)
+    assert (task.kind, task.answer_column) == ("classification", "label")
+
+
+def test_a_long_run_of_spaces_costs_no_more_than_its_length(tmp_path: Path) -> None:
+    """Alpaca's rule looks at the ends of texts; trying every place of the run would take hours."""
+    rows = [
+        {"instruction": sentence(n), "output": f"Day {n}.", "text": f"{sentence(n)} Day {n}. </s> <|im_end|>\n"}
+        for n in range(60)
+    ]
+    rows[0]["instruction"] = f"Look:{' ' * 1_000_000}here"
+    assert "'text' ends with the answer" in "\n".join(task_of(tmp_path, rows).notes)
+
+
 @pytest.mark.parametrize("answer", TABLES)
 def test_the_answer_and_what_is_shown(tmp_path: Path, answer: str) -> None:
     rows, column, shown = TABLES[answer]

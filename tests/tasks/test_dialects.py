@@ -17,7 +17,11 @@ import pytest
 
 from dollartune.errors import UserError
 from dollartune.tasks import load_task
+from dollartune.tasks.compression import opened
+from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.custom import _read
 from dollartune.tasks.files import file_format, read_file
+from dollartune.tasks.images import ImageFile
 from dollartune.tasks.rows import BadRows
 
 ROWS = [{"text": f"a text, with number {n}", "label": "ab"[n % 2]} for n in range(30)]
@@ -133,6 +137,41 @@ def test_empty_rows_of_spreadsheets_are_left_out(tmp_path: Path) -> None:
     assert any("left out 2 rows without any value" in note for note in task.notes)
 
 
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_empty_rows_say_no_split(tmp_path: Path, as_folder: bool) -> None:
+    frame = FRAME.assign(part=["train"] * 20 + ["dev"] * 4 + ["test"] * 6)
+    (tmp_path / "a.csv").write_text(frame.to_csv(index=False) + ",,\n ,,\n")
+    task = load_task(str(tmp_path if as_folder else tmp_path / "a.csv"))
+    assert {split: len(rows) for split, rows in task.load().items()} == {"train": 20, "validation": 4, "test": 6}
+    assert sum("left out 2 rows without any value" in note for note in task.notes) == 1
+
+
+@pytest.mark.parametrize("values", ["Doe, John,m\nRoe, Jane,f\n", "1, John,m\nx, Jane,f\n"])
+def test_commas_without_quotes_are_no_names_of_rows(tmp_path: Path, values: str) -> None:
+    (tmp_path / "a.csv").write_text("name,label\n" + values)
+    with pytest.raises(UserError, match="line 2: 3 values, but the header names 2 columns"):
+        read_file(tmp_path / "a.csv", BadRows(), [])
+
+
+# In the file's own header and in the directory of the zip: the encryption's mark, and Deflate64's number.
+@pytest.mark.parametrize(("offset", "value", "why"), [(6, 1, "encrypted"), (8, 9, "compression method")])
+def test_zips_that_cannot_be_unpacked_are_refused(tmp_path: Path, offset: int, value: int, why: str) -> None:
+    content = bytearray(zipped(CSV))
+    for start in (content.index(b"PK\x03\x04") + offset, content.index(b"PK\x01\x02") + offset + 2):
+        content[start] = value
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(UserError, match=rf"cannot read .*a.zip: .*{why}"):
+        load_task(str(tmp_path / "a.zip"))
+    with pytest.raises(UserError, match=why):
+        ImageFile(tmp_path / "a.zip", "inside.csv").read_bytes()
+
+
+def test_errors_of_what_reads_an_unpacked_file_are_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.zip").write_bytes(zipped(CSV))
+    with pytest.raises(RecursionError), opened(tmp_path / "a.csv.zip"):
+        raise RecursionError
+
+
 @pytest.mark.parametrize(
     ("name", "content", "way_out"),
     [
@@ -166,6 +205,14 @@ SPLITS: dict[str, Callable[[Path], object]] = {
         path, index=False
     ),
     "keys.json": lambda path: path.write_text(json.dumps({"train": ROWS[:20], "val": ROWS[20:24], "test": ROWS[24:]})),
+    "lines_of_names.json": lambda path: path.write_text(
+        json.dumps(
+            {
+                split: [["text", "label"], *(list(row.values()) for row in rows)]
+                for split, rows in (("train", ROWS[:20]), ("val", ROWS[20:24]), ("test", ROWS[24:]))
+            }
+        )
+    ),
     "lists.json": lambda path: path.write_text(
         json.dumps(
             {
@@ -187,6 +234,41 @@ def test_splits_inside_a_file_are_kept(tmp_path: Path, name: str) -> None:
     assert task.labels == ("a", "b")
 
 
+def test_a_line_of_names_in_the_only_split_is_no_row(tmp_path: Path) -> None:
+    rows = [["text", "label"], *(list(row.values()) for row in ROWS)]
+    (tmp_path / "a.json").write_text(json.dumps({"train": rows}))
+    task = load_task(str(tmp_path / "a.json"))
+    assert (task.answer_column, task.labels, sum(map(len, task.load().values()))) == ("label", ("a", "b"), 30)
+
+
+def test_conversations_in_splits_stay_whole(tmp_path: Path) -> None:
+    def turns(n: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Answer {n}."}]
+
+    splits = {"train": range(20), "test": range(20, 26), "val": range(26, 30)}
+    (tmp_path / "a.json").write_text(json.dumps({name: [turns(n) for n in some] for name, some in splits.items()}))
+    rows = load_task(str(tmp_path / "a.json")).load()
+    assert {split: len(of_split) for split, of_split in rows.items()} == {"train": 20, "validation": 4, "test": 6}
+    assert [row.target for row in rows["test"]] == [f"Answer {n}." for n in splits["test"]]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"group": "part"},
+        {"prompt": "{part}: {text}"},
+        {"extra_prompts": ["{text} ({part})"]},
+        {"target": "text", "text": "label", "references": "part"},
+    ],
+)
+def test_a_column_with_a_role_says_no_split(tmp_path: Path, told: dict[str, Any]) -> None:
+    FRAME.assign(part=["train", "test"] * 15).to_csv(tmp_path / "a.csv", index=False)
+    config = TaskConfig.model_validate({"data": str(tmp_path / "a.csv"), "label": None, **told})
+    rows = _read(config, None, BadRows(), [])
+    assert list(rows) == ["train"]
+    assert all("part" in row.values for row in rows["train"])
+
+
 def test_a_split_column_that_is_asked_for_is_a_column(tmp_path: Path) -> None:
     FRAME.assign(part=["train", "test"] * 15).to_csv(tmp_path / "a.csv", index=False)
     assert load_task({"data": str(tmp_path / "a.csv"), "label": "part"}).labels == ("test", "train")
@@ -196,6 +278,30 @@ def test_the_one_file_of_a_folder_is_read_as_itself(tmp_path: Path) -> None:
     """`None` and `NA` are classes here: another reader would take them for missing values."""
     FRAME.assign(label=["None", "NA"] * 15).to_csv(tmp_path / "reviews.csv", index=False)
     assert load_task(str(tmp_path)).labels == ("NA", "None")
+
+
+@pytest.mark.parametrize("name", ["test.csv", "dev_matched.csv", "reviews-test.csv", "validation-00000.csv"])
+def test_the_one_file_of_a_folder_is_no_training_data_if_it_is_called_after_another_split(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text(CSV)
+    with pytest.raises(UserError, match=rf"no training rows: its only table is {name}.*\n.*name the file: `data: "):
+        load_task(str(tmp_path))
+    assert load_task(str(tmp_path / name)).labels == ("a", "b")
+
+
+def test_a_description_of_data_is_no_table(tmp_path: Path) -> None:
+    """The hub's library knows what it describes."""
+    (tmp_path / "dataset_infos.json").write_text('{"default": {}}')
+    (tmp_path / "data.txt").write_text("a text, with number 1\n")
+    with pytest.raises(UserError, match=r"is the answer; it has \['text'\]"):
+        load_task(str(tmp_path))
+
+
+def test_a_configuration_is_asked_of_the_hubs_library(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text(CSV)
+    with pytest.raises(UserError, match=r"another.*not found"):
+        load_task({"data": str(tmp_path), "config": "another"})
 
 
 def test_files_that_are_no_split_are_named(tmp_path: Path) -> None:

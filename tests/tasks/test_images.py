@@ -178,3 +178,24 @@ def test_names_alone_are_found_where_they_are_the_only_ones(folder: Path, twice:
             load_task(str(folder / "labels.jsonl"))
     else:
         assert sum(map(len, load_task(str(folder / "labels.jsonl")).load().values())) == 40
+
+
+@pytest.mark.parametrize("begin", ["", "/home/somebody/"])
+def test_a_missing_picture_is_not_replaced_by_another_of_its_name(folder: Path, begin: str) -> None:
+    rows = [{"image": f"{begin}{kind}/{n}.png", "label": kind} for kind in ("cats", "dogs") for n in range(20)]
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "dogs" / "7.png").unlink()
+    with pytest.raises(UserError, match=r"line 28: no image '.*dogs/7\.png'"):
+        load_task(str(folder / "labels.jsonl"))
+    # Below the folder that holds all, a list may leave out that folder; another's end is another picture here too.
+    with pytest.raises(UserError, match=r"line 28: no image '.*dogs/7\.png'"):
+        load_task({"data": str(folder / "labels.jsonl"), "images": str(zipped(folder))})
+
+
+@pytest.mark.parametrize("begin", ["", "/", "./"])
+def test_lists_leave_out_the_folder_around_all(folder: Path, begin: str) -> None:
+    rows = [{"image": f"{begin}{kind}/{n}.png", "label": kind} for kind in ("cats", "dogs") for n in range(20)]
+    (folder.parent / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = load_task({"data": str(folder.parent / "labels.jsonl"), "images": str(zipped(folder, "pictures/"))})
+    for examples in task.load().values():
+        assert all(example.fields["image"].name.startswith(f"pictures/{example.label}/") for example in examples)

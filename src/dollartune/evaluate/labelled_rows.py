@@ -11,10 +11,11 @@ from dollartune.errors import UserError, nearest
 from dollartune.tasks.columns import LABEL_NAMES, TARGET_NAMES, Columns
 from dollartune.tasks.conversations import conversation_column, make_conversations
 from dollartune.tasks.examples import make_examples
-from dollartune.tasks.files import file_format, read_file
+from dollartune.tasks.files import file_format, read_file, without_empty
 from dollartune.tasks.images import (
     ImageStore,
     PictureCheck,
+    bring_pictures,
     holds_images,
     image_place,
     is_picture_place,
@@ -79,8 +80,11 @@ def rows_of_file(tuned: Tuned, data: Path, answer: str | None, on_bad_row: OnBad
     else:
         rows = read_file(data, bad, notes)
         columns = _columns(task, rows, data, answer)
-        brought = columns.image is not None and bool(rows) and callable(rows[0].values.get(columns.image))
-        store = ImageStore(image_place(data.parent)) if columns.image is not None and not brought else None
+        rows = without_empty(rows, notes)
+        if not rows:
+            raise UserError(f"{data} holds no usable row: all are empty.")
+        if columns.image is not None and not bring_pictures([row.values for row in rows], columns.image):
+            store = ImageStore(image_place(data.parent))
     if columns.conversation is not None:
         examples = make_conversations(columns.conversation, "test", rows, bad)
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template, place
 from dollartune.tasks.conversations import columns_beside, conversation_column, conversation_template
-from dollartune.tasks.images import LOOKED_AT, picture_column
+from dollartune.tasks.images import LOOKED_AT, bring_pictures, picture_column
 from dollartune.tasks.labels import fold, is_no_label, label_problem
 from dollartune.tasks.values import as_text, is_missing
 
@@ -35,6 +35,8 @@ TARGET_NAMES = (
 )
 ASKED_NAMES = ("instruction", "prompt", "question", "input")
 """What they call the question."""
+ABOUT_QUESTION = ("category", "topic", "intent")
+"""Of `LABEL_NAMES`, what they also call a property of the question."""
 NEVER_SHOWN = ("rejected",)
 """The answer that is not to be given, in sets of preferences."""
 TEXT_NAMES = (
@@ -146,7 +148,7 @@ def _image_column(config: TaskConfig, rows: Sequence[Row], names: Sequence[str],
     values = [row.values for row in rows[:LOOKED_AT]]
     column = picture_column(values)
     # Pictures of the hub are functions that load them: nothing is guessed.
-    if column is not None and any(callable(row.get(column)) for row in values):
+    if column is not None and bring_pictures(values, column):
         return column
     if column is None and config.images is not None:
         column = _by_name(names, IMAGE_NAMES)
@@ -171,7 +173,8 @@ def _answer(
     # Instruction sets have a `category` of the question beside its answer (Dolly).
     if label is not None and config.kind is None and _by_name(names, ASKED_NAMES) is not None:
         answer = _by_name(names, ANSWER_NAMES)
-        label = None if answer is not None and not _few_values(rows, answer) else label
+        if answer is not None and not _few_values(rows, answer):
+            label = _by_name(names, [name for name in LABEL_NAMES if name not in ABOUT_QUESTION])
     target = _by_name(names, TARGET_NAMES) if config.kind != "classification" and label is None else None
     # A column `answer` may hold yes and no, which are classes, or sentences, which are texts to write.
     if label is None and target is not None and config.kind is None and _few_values(rows, target):
@@ -304,11 +307,25 @@ def _ends_with_answer(rows: Sequence[Row], name: str, answer: str) -> bool:
     """
     some = [row.values for row in rows[:MOST_READ]]
     given = [v for v in some if isinstance(v.get(name), str) and not is_missing(v.get(answer))]
-    # Marks of a text's end may follow: `</s>`, `<|im_end|>`.
-    pairs = [(re.sub(r"(\s|</?\|?\w+\|?>)+$", "", v[name]), as_text(v[answer]).strip()) for v in given]
-    tells = [end for text, end in pairs if end and re.search(rf"\W{re.escape(end)}$", text)]
+    pairs = [(_without_end_marks(v[name]), as_text(v[answer]).strip()) for v in given]
+    # A word of its own: the answer `day` is not told by `Monday`.
+    tells = [end for text, end in pairs if end and text.endswith(end) and re.match(r"\W", text[: -len(end)][-1:])]
     # One answer in all rows says nothing; a row may have been cut to some length.
     return len(set(tells)) > 1 and len(tells) >= 0.9 * len(pairs)
+
+
+_END_MARK = re.compile(r"</?\|?\w+\|?>")
+
+
+def _without_end_marks(text: str) -> str:
+    """A text without the marks of its end (`</s>`, `<|im_end|>`) and the space around them."""
+    # From the end: one expression for all of it would try every place of a long run of spaces.
+    end = len(text.rstrip())
+    while (start := text.rfind("<", 0, end)) >= 0 and _END_MARK.fullmatch(text, start, end):
+        end = start
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end]
 
 
 def _few_values(rows: Sequence[Row], name: str) -> bool:

@@ -52,12 +52,12 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked if it is compressed.
 
     Raises:
-        UserError: it cannot be read, or its compression is damaged.
+        UserError: it cannot be read, or its compression is damaged or unknown.
     """
     how = compression(path)
     try:
         if how == "zip":
-            with zipfile.ZipFile(path) as archive, archive.open(str(only_member(path))) as binary:
+            with zipfile.ZipFile(path) as archive, open_member(path, archive, str(only_member(path))) as binary:
                 yield binary
         else:
             with _OPENERS[how](path, "rb") if how is not None else path.open("rb") as binary:
@@ -71,6 +71,22 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         if how != "bzip2":
             raise
         raise UserError(f"{path} is not a complete {how} file: {error}.", "Copy or download it again.") from error
+
+
+def open_member(path: Path, archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Opens a file of a zip.
+
+    Args:
+        path: the zip, for messages.
+
+    Raises:
+        UserError: it is encrypted, or compressed in a way that Python does not know (Deflate64).
+    """
+    try:
+        return archive.open(name)
+    # Of both; around this call alone, since errors of other things are of this kind too (RecursionError).
+    except RuntimeError as error:
+        raise UserError(f"cannot read {path}: {error}.", "Unpack it, and name what was in it.") from error
 
 
 def beginning(path: Path, count: int = 64, unpacked: bool = False) -> bytes:

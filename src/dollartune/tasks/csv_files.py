@@ -13,7 +13,7 @@ from pathlib import Path
 from dollartune.errors import UserError
 from dollartune.tasks.compression import opened
 from dollartune.tasks.encodings import NOT_UTF8, text_lines, undecodable
-from dollartune.tasks.headers import named_columns
+from dollartune.tasks.headers import counts, named_columns
 from dollartune.tasks.rows import BadRows, Row
 
 # csv's limit of a field's length is one number for the whole process.
@@ -30,7 +30,8 @@ def read_csv(path: Path, bad: BadRows, notes: list[str], delimiter: str | None =
         path: the file, UTF-8 with or without byte order mark, or UTF-16 with one.
         bad: what to do with a row of the wrong length, a broken quote, or bytes that are not UTF-8.
         notes: gets a line for each guess.
-        delimiter: `\\t` for tsv; None takes the most frequent of `,` `;` tab `|` in the header.
+        delimiter: `\\t` for tsv; None takes a comma where the header has one, else the most frequent of `;` tab `|` in
+            it. One that is not in the header, which has another of these, is taken for a mistake of the name.
 
     Raises:
         UserError: the file is empty or unreadable, or the header names no column, or is a row of data.
@@ -117,14 +118,15 @@ def _parsed(
 def _same_length(
     path: Path, header: list[str], parsed: list[tuple[list[str] | str, str]], notes: list[str]
 ) -> list[tuple[list[str] | str, str]]:
-    """Rows without the one value that all have beyond the header: nothing after a last delimiter, or a name of the row in front,
-    as R's `write.table` puts it."""
+    """Rows without the one value that all have beyond the header: nothing after a last delimiter, or a number of the row in
+    front, as R's `write.table` puts it."""
     rows = [values for values, _ in parsed if not isinstance(values, str)]
     if not rows or any(len(values) != len(header) + 1 for values in rows):
         return parsed
     if not any(values[-1].strip() for values in rows):
         part, what = slice(None, -1), "an empty value at the end of every row is left out"
-    elif len({values[0] for values in rows}) == len(rows) > 1:
+    # Numbers only, as R names rows by default: other values in front may be the first half of one that holds a comma.
+    elif len({values[0] for values in rows}) == len(rows) > 1 and counts(rows, 0):
         part, what = slice(1, None), "the first value of every row, which has no name in the header, is left out"
     else:
         return parsed

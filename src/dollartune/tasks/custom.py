@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,17 @@ from dollartune.tasks.class_counts import class_notes
 from dollartune.tasks.columns import NAME_ANSWER, Columns, choose_columns
 from dollartune.tasks.conversations import make_conversations
 from dollartune.tasks.examples import complete_splits, empty_columns, make_examples
-from dollartune.tasks.files import file_format, read_file, require_path, split_files
+from dollartune.tasks.files import file_format, read_file, require_path, split_files, without_empty
 from dollartune.tasks.hub import HubSource, read_hub
-from dollartune.tasks.images import ImageStore, PictureCheck, holds_images, image_place, read_image_folder
+from dollartune.tasks.images import (
+    ImageStore,
+    PictureCheck,
+    bring_pictures,
+    holds_images,
+    image_place,
+    is_picture_place,
+    read_image_folder,
+)
 from dollartune.tasks.labels import (
     classes_of,
     is_no_label,
@@ -25,7 +34,6 @@ from dollartune.tasks.labels import (
     number_to_predict,
 )
 from dollartune.tasks.rows import SPLIT_NAMES, BadRows, Row
-from dollartune.tasks.values import is_missing
 
 if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
@@ -93,7 +101,7 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
     notes: list[str] = []
     bad = BadRows(config.on_bad_row)
     rows = _read(config, data_root, bad, notes)
-    _leave_out_empty(rows, notes)
+    rows = {split: without_empty(of_split, notes) for split, of_split in rows.items()}
     if not rows.get("train"):
         raise UserError(f"{config.data} has no training rows; it has {sorted(rows)}.")
     columns, template = choose_columns(config, rows["train"], config.data, notes)
@@ -203,7 +211,7 @@ def _read(config: TaskConfig, data_root: Path | None, bad: BadRows, notes: list[
             raise UserError(f"`{key}` belongs to a data set of the hub; {config.data} is a file.")
     if path.is_dir():
         rows = _read_folder(config, path, bad, notes)
-    elif path.suffix.lower() == ".zip" and file_format(path) is None:
+    elif is_picture_place(path):
         rows = read_image_folder(path, bad, notes)
     else:
         # One file is all rows; splits are cut from it, unless it says them itself.
@@ -231,7 +239,9 @@ def _read_folder(config: TaskConfig, folder: Path, bad: BadRows, notes: list[str
     if holds_images(folder):
         return read_image_folder(folder, bad, notes)
     below = [path for path in folder.rglob("*") if path.is_file() and file_format(path) is not None]
-    if tables and len(below) == 1:
+    # A configuration is one of the hub's layouts, and so are the files that describe data of other endings.
+    if tables == below and len(tables) == 1 and config.config is None and tables[0].name not in _DESCRIPTIONS:
+        _refuse_held_out(folder, tables[0])
         return _by_split_column(config, read_file(tables[0], bad, notes), notes)
     if below:
         return read_hub(HubSource(str(folder), config.config))
@@ -241,9 +251,28 @@ def _read_folder(config: TaskConfig, folder: Path, bad: BadRows, notes: list[str
     )
 
 
+_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json")
+"""Files in which the hub's library describes the data beside them."""
+
+
+def _refuse_held_out(folder: Path, table: Path) -> None:
+    """Asks about a folder's only table where it is called after validation or test (`test.csv`, `dev_matched.tsv`).
+
+    Raises:
+        UserError: it is.
+    """
+    words = re.split(r"[\W_]+", table.name.lower())
+    splits = {SPLIT_NAMES[word]: None for word in words if word in SPLIT_NAMES}
+    if splits and "train" not in splits:
+        raise UserError(
+            f"{folder} has no training rows: its only table is {table.name}, by its name the {next(iter(splits))} split.",
+            f"To cut all splits from its rows, name the file: `data: {folder.name}/{table.name}`.",
+        )
+
+
 def _store(config: TaskConfig, data_root: Path | None, columns: Columns, rows: Sequence[Row]) -> ImageStore | None:
     """Where the files named in the image column lie; None if the rows bring their pictures along."""
-    if columns.image is None or callable(rows[0].values.get(columns.image)):
+    if columns.image is None or bring_pictures([row.values for row in rows], columns.image):
         return None
     assert config.data is not None
     if config.images is not None:
@@ -294,27 +323,23 @@ def _label_words(config: TaskConfig, columns: Columns, rows: Sequence[Row], note
     return {label: label for label in labels}
 
 
-def _leave_out_empty(rows: Rows, notes: list[str]) -> None:
-    """Leaves out the rows of delimiters alone that spreadsheets write for empty ones."""
-    empty = 0
-    for split, of_split in rows.items():
-        rows[split] = [
-            row
-            for row in of_split
-            if len(row.values) < 2
-            or not all(not callable(value) and is_missing(value) for value in row.values.values())
-        ]
-        empty += len(of_split) - len(rows[split])
-    if empty:
-        notes.append(f"left out {empty} rows without any value, as spreadsheets write them")
-
-
 def _by_split_column(config: TaskConfig, rows: list[Row], notes: list[str]) -> Rows:
     """The rows of one file by the column that says their split, where there is one; else all of them to be cut.
 
     No name is asked for (`split`, `set`, `Usage`): nothing but a split is called `train` in some rows and `test` in the others.
     """
-    asked = {config.label, config.target, *(config.text if isinstance(config.text, list) else [config.text])}
+    # Before the split column is looked for: an empty row says no split.
+    rows = without_empty(rows, notes)
+    asked = {
+        *(config.label, config.target, config.references, config.conversation, config.group, config.image),
+        *(config.text if isinstance(config.text, list) else [config.text]),
+        *(
+            name
+            for prompt in (config.prompt, *(config.extra_prompts or ()))
+            if prompt
+            for name in Template(prompt).columns
+        ),
+    }
     for name in dict.fromkeys(name for row in rows[:1] for name in row.values if name not in asked):
         values = [row.values.get(name) for row in rows]
         splits = [SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None for value in values]

@@ -110,6 +110,8 @@ def _problem(
                 picture = store.find(str(picture))
             except KeyError as error:
                 return str(error.args[0]).rstrip(".?") + ("?" if str(error.args[0]).endswith("?") else "")
+        elif not callable(picture):
+            return f"column {columns.image!r} holds no picture, as it does in other rows"
         if pictures is not None and (problem := pictures.problem(picture)) is not None:
             return problem
     references = values.get(columns.references) if columns.references else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from dollartune.tasks.csv_files import read_csv
 from dollartune.tasks.json_files import read_json, read_jsonl
 from dollartune.tasks.parquet import read_parquet
 from dollartune.tasks.rows import SPLIT_NAMES, BadRows, Row
+from dollartune.tasks.values import is_missing
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import SplitName
@@ -63,6 +64,20 @@ def read_file(path: Path, bad: BadRows, notes: list[str]) -> list[Row]:
     if not rows:
         raise UserError(f"{path} holds no usable row." + (f" {bad.notes()[0]}." if bad.skipped else ""))
     return rows
+
+
+def without_empty(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Leaves out the rows of delimiters alone that spreadsheets write for empty ones; says how many."""
+    kept = [
+        row
+        for row in rows
+        # A loader of a picture is no missing value, and must not be compared with itself.
+        if len(row.values) < 2 or any(callable(value) or not is_missing(value) for value in row.values.values())
+    ]
+    if len(kept) < len(rows):
+        source = rows[0].where.rsplit(", ", 1)[0]
+        notes.append(f"{source}: left out {len(rows) - len(kept)} rows without any value, as spreadsheets write them")
+    return kept
 
 
 def _by_content(path: Path, named: str | None, notes: list[str]) -> str | None:

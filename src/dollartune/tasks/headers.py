@@ -42,7 +42,7 @@ def named_columns(
     kept: list[str | None] = []
     left_out: list[str] = []
     for position, name in enumerate(header, start=1):
-        if name and (not _UNNAMED.fullmatch(name) or not _counts(rows, position - 1)):
+        if name and (not _UNNAMED.fullmatch(name) or not counts(rows, position - 1)):
             kept.append(name)
         else:
             kept.append(None)
@@ -77,7 +77,7 @@ def _told_apart(
     return made
 
 
-def _counts(rows: Sequence[Sequence[str]], position: int) -> bool:
+def counts(rows: Sequence[Sequence[str]], position: int) -> bool:
     """Whether a column holds whole numbers only, as an index does."""
     return all(row[position].strip().isdigit() for row in rows[:COMPARED])
 

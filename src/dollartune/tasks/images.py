@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
+from dollartune.tasks.compression import open_member
 from dollartune.tasks.files import READERS, file_format, require_path
 from dollartune.tasks.pictures import DAMAGE, ImageBytes, oddities, open_picture, whole_file
 from dollartune.tasks.rows import SPLIT_NAMES, BadRows, Row
@@ -33,11 +34,16 @@ class ImageFile:
     """Path inside it, with forward slashes."""
 
     def read_bytes(self) -> bytes:
-        """The file as it is stored."""
+        """The file as it is stored.
+
+        Raises:
+            UserError: the zip is encrypted, or compressed in a way that cannot be read.
+        """
         if self.archive.is_dir():
             return (self.archive / self.name).read_bytes()
         # The process is part of the key, so that a fork opens its own.
-        return _archive(self.archive, os.getpid()).read(self.name)
+        with open_member(self.archive, _archive(self.archive, os.getpid()), self.name) as binary:
+            return binary.read()
 
     def __call__(self) -> Any:
         """Returns a `PIL.Image` in RGB, upright, 8 bits.
@@ -77,14 +83,16 @@ class ImageStore:
         normal = name.replace("\\", "/").removeprefix("./")
         if normal in self.names:
             return ImageFile(self.place, normal)
-        # Lists also name files as they lay on another machine, or without the folder that all of them lie in.
-        parts = PurePosixPath(normal).parts
-        for count in range(len(parts), 0, -1):
-            ends = self.ends.get("/".join(parts[-count:]), ())
-            if len(ends) == 1:
-                return ImageFile(self.place, ends[0])
-            if ends:
-                break  # several: which one is meant, nobody can tell
+        parts = PurePosixPath(normal.lstrip("/")).parts
+        # Lists also name files without the folder that all of them lie in. Of several, nobody can tell which one is meant.
+        ends = self.ends.get("/".join(parts), ())
+        if len(ends) == 1:
+            return ImageFile(self.place, ends[0])
+        # Or as they lay on another machine. The whole path of a file here must stand in the list: of `dogs/7.png` and
+        # `cats/7.png`, the end alone is the same.
+        for start in range(1, len(parts)) if not ends else ():
+            if (end := "/".join(parts[start:])) in self.names:
+                return ImageFile(self.place, end)
         raise KeyError(f"no image {name!r} in {self.place.name}.{nearest(name, sorted(self.names)[:10_000])}")
 
     @cached_property
@@ -193,8 +201,13 @@ def picture_column(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The column of pictures: it holds functions that load them, or names of image files; None where there is none."""
     some = rows[:LOOKED_AT]
     names = list(dict.fromkeys(name for row in some for name in row))
-    brought = next((name for name in names if any(callable(row.get(name)) for row in some)), None)
+    brought = next((name for name in names if bring_pictures(some, name)), None)
     return brought or next((name for name in names if all(is_image_name(row.get(name)) for row in some)), None)
+
+
+def bring_pictures(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether a column holds functions that load pictures, rather than names of files; some rows may have no picture."""
+    return any(callable(row.get(column)) for row in rows)
 
 
 def is_picture_place(path: Path) -> bool:

@@ -89,7 +89,7 @@ def _records_inside(path: Path, whole: dict[str, Any], notes: list[str]) -> Any:
         notes.append(
             f"{path.name}: the splits are {', '.join(splits)}" + (f"; not read: {', '.join(others)}" * bool(others))
         )
-        return [_with_split(record, name) for name, rows in splits.items() for record in rows]
+        return _with_split(splits)
     lists = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     # Two lists could be rows and their descriptions: nobody can tell which.
     if len(lists) == 1:
@@ -134,14 +134,32 @@ def _rows_of_records(path: Path, records: Sequence[tuple[Any, str]], bad: BadRow
     return _opened_objects(path, rows, notes)
 
 
-def _with_split(record: Any, split: str) -> Any:
-    if isinstance(record, dict):
-        return {**record, "split": split}
-    return [*record, split] if isinstance(record, list) else record
+def _with_split(splits: Mapping[str, list[Any]]) -> list[Any]:
+    """The records of all splits, each with its split: under `split`, or as the last value of a list."""
+    # One split is no column.
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    firsts = [rows[0] for rows in splits.values() if rows]
+    # A line of names stands in each split, and is told by that; it must not become a row of the others.
+    named = len(firsts) > 1 and all(first == firsts[0] and _is_names(first) for first in firsts)
+    records: list[Any] = [[*firsts[0], "split"]] if named else []
+    for split, rows in splits.items():
+        for record in rows[1:] if named else rows:
+            # A conversation is one value: the split is none of its turns.
+            values = {"messages": record} if is_conversation(record) else record
+            if isinstance(values, dict):
+                records.append({**values, "split": split})
+            else:
+                records.append([*values, split] if isinstance(values, list) else values)
+    return records
 
 
 def _is_row(values: Any, number: int) -> bool:
     return isinstance(values, list) and len(values) == number and not any(isinstance(v, dict | list) for v in values)
+
+
+def _is_names(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _with_names(path: Path, records: Sequence[tuple[Any, str]], notes: list[str]) -> list[tuple[Any, str]]:

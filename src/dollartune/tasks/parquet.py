@@ -63,5 +63,11 @@ def _picture(value: Any, where: str) -> Any:
 
 
 def _class_of(names: list[str]) -> Callable[[Any, str], Any]:
-    # A negative number is the hub's mark of a withheld label.
-    return lambda value, _: names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+    def meaning(value: Any, where: str) -> Any:
+        # Tools that change a column keep its description: the value is no number of a class then.
+        if not isinstance(value, int) or value >= len(names):
+            return value
+        # A negative number is the hub's mark of a withheld label.
+        return names[value] if value >= 0 else None
+
+    return meaning

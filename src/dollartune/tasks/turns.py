@@ -12,7 +12,9 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 """Role as a file writes it -> role that chat templates know."""
-FORMS = (("role", "content"), ("from", "value"), ("role", "text"), ("speaker", "text"), ("author", "content"))
+_TRANSCRIPTS = (("speaker", "text"), ("author", "content"))
+"""Keys of a turn in transcripts, which comments and messages among people have too: only known roles tell."""
+FORMS = (("role", "content"), ("from", "value"), ("role", "text"), *_TRANSCRIPTS)
 """Keys of a turn: OpenAI's, ShareGPT's, Open Assistant's, and those of transcripts."""
 
 
@@ -27,11 +29,15 @@ def is_conversation(value: Any) -> bool:
         turns = listed(value)
     except ValueError:
         return False
-    calls = ("tool_calls", "function_call")
-    return bool(turns) and all(
-        isinstance(t, Mapping) and any(a in t and (b in t or any(key in t for key in calls)) for a, b in FORMS)
-        for t in turns
-    )
+    return bool(turns) and all(isinstance(turn, Mapping) and any(_has(turn, form) for form in FORMS) for turn in turns)
+
+
+def _has(turn: Mapping[str, Any], form: tuple[str, str]) -> bool:
+    """Whether an object has a role under the form's first key, and a text or calls of tools beside it."""
+    role, text = form
+    if role not in turn or not any(key in turn for key in (text, "tool_calls", "function_call")):
+        return False
+    return form not in _TRANSCRIPTS or str(turn[role]).strip().lower() in ROLES
 
 
 def listed(value: Any) -> Sequence[Any]:
