@@ -85,6 +85,8 @@ class Work:
     """As often as the engine wants them."""
     crashes: bool = False
     """It loses its process five seconds after it has loaded."""
+    error: Exception | None = None
+    """What Ray says of a bug that ends its call once it has loaded."""
 
 
 class Worker:
@@ -124,6 +126,7 @@ class Worker:
 
     def _run(self, job: Job, rows: Reference) -> Reference:
         self.job, self.call = job, Reference()
+        self.cluster.jobs.append(job)
         if self.lost:
             self.lose()
         elif self.up:
@@ -183,7 +186,9 @@ class Worker:
         cannot = self.work.load > limit
 
         def loaded() -> None:
-            if cannot:
+            if self.work.error is not None:
+                self.call.set(self.work.error)
+            elif cannot:
                 self._end("budget")
             else:
                 self._book(
@@ -237,6 +242,8 @@ class SimulatedCluster:
     gpus: float = 0.0
     used: list[str] = field(default_factory=list)
     """Machines on which workers were started."""
+    jobs: list[Job] = field(default_factory=list)
+    """That workers were given."""
 
     def __post_init__(self) -> None:
         self.ray = self

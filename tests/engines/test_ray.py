@@ -18,7 +18,7 @@ from dollartune.config import EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.engines.display import TrialInTraining
-from dollartune.engines.ray import read_by_training
+from dollartune.engines.ray import read_by_training, with_whole_paths
 from dollartune.engines.ray_cluster import Channel, Cluster
 from dollartune.engines.ray_worker import RayWorker, RemoteDriver
 from dollartune.engines.select_engine import cluster_of
@@ -180,19 +180,60 @@ def test_a_mixture_travels_without_the_rows_of_its_parts(moods: Any) -> None:
             task.load()
 
 
-def test_a_worker_in_another_folder_reads_the_same_files(
+def test_a_worker_of_another_user_in_another_folder_reads_and_writes_the_same_files(
     study_of: Any, local_backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(local_backbone("llama"))
-    monkeypatch.chdir(folder.parent)
-    (folder.parent / "names.yaml").write_text("roles: {}")
-    settings = load_study(study_of(backbone={"name": folder.name, "anatomy": "names.yaml"}))
-    assert read_by_training(settings) == (folder.resolve(), (folder.parent / "names.yaml").resolve())
-    assert read_by_training(load_study(study_of(backbone="tiny-decoder"))) == ()  # it lies in every installation
+    """Paths that begin with ~, go through a link in the driver's folder, or count from there."""
+    backbone, home, own, shared = (
+        Path(local_backbone("llama")),
+        tmp_path / "home",
+        tmp_path / "own",
+        tmp_path / "shared",
+    )
+    for folder in (home, own, shared / "begun"):
+        folder.mkdir(parents=True)
+    (home / "model").symlink_to(backbone)
+    (own / "disk").symlink_to(shared)
+    for file in (home / "names.yaml", shared / "text.txt"):
+        file.write_text("roles: {}")
+    (own / "tiny-decoder").mkdir()  # which is not what the name means
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(own)
+    several = [{"name": "~/model", "anatomy": "~/names.yaml"}, {"name": "tiny-decoder"}, {"name": "owner/of-the-hub"}]
+    evaluation = {**study_of()["evaluation"], "general_text": "disk/text.txt"}
+    asked = load_study(
+        study_of(backbone=several, begin_with="disk/begun", output="disk/studies", evaluation=evaluation)
+    )
+    settings = with_whole_paths(asked)
+    monkeypatch.setenv("HOME", "/nowhere")
+    RayWorker(settings, (), 0, None, tmp_path / "nowhere", torch.get_num_threads(), 0.0)
+    assert Path.cwd() == own, "a folder that is not there is not gone to"
     monkeypatch.chdir(tmp_path)
-    for there in (folder.parent, tmp_path / "nowhere"):
-        RayWorker(settings, (), 0, None, there, torch.get_num_threads(), 0.0)
-        assert Path.cwd() == folder.parent.resolve(), "a folder that is not there is not gone to"
+    (own / "disk").unlink()
+    assert [one.name for one in settings.backbones] == [str(backbone.resolve()), "tiny-decoder", "owner/of-the-hub"]
+    assert [one.anatomy for one in settings.backbones] == [str((home / "names.yaml").resolve()), None, None]
+    assert (settings.begin_with, settings.evaluation.general_text, settings.output) == (
+        str((shared / "begun").resolve()), str((shared / "text.txt").resolve()), str((shared / "studies").resolve())
+    )  # fmt: skip
+    assert set(read_by_training(settings)) == {
+        backbone.resolve(), *((folder / name).resolve() for folder, name in (
+            (home, "names.yaml"), (shared, "begun"), (shared, "text.txt")
+        )),
+    }  # fmt: skip
+
+
+def test_a_relative_path_in_a_method_has_to_be_seen_by_workers(
+    study_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "driver" / "a").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "driver")
+    fusion = {"adapter_fusion": {"adapters": ["a", str(tmp_path / "b")]}}
+    settings = with_whole_paths(load_study(study_of(backbone="tiny-decoder", methods=["bitfit", fusion])))
+    assert read_by_training(settings) == (tmp_path / "driver" / "a", tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    RayWorker(settings, (), 0, None, tmp_path / "driver", torch.get_num_threads(), 0.0)
+    assert Path("a").is_dir(), "it counts from the driver's folder"
 
 
 # What a worker says and is told
@@ -278,6 +319,15 @@ def test_what_is_recorded_is_not_done_again_and_each_second_is_told_once() -> No
         (4.0, False), (1.0, True)
     ]  # fmt: skip
     assert [arguments[1] for arguments in driver.channel.of("leave")] == ["record"]
+
+
+def test_who_pays_for_what_stays_is_told_before_it_is_made() -> None:
+    driver, now = driver_of()
+    with driver.ledger.book("tune", trial="a"):
+        now[0] = 3.0
+        paying = driver.paying()
+        told = [(piece.booking, piece.seconds) for pieces, *_ in driver.channel.of("book") for piece in pieces]
+    assert told == [(paying, 3.0)]
 
 
 def test_a_training_is_told_once_a_second_and_what_happens_once_is_told_at_once(

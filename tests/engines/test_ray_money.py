@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_cluster import SimulatedCluster, SimulatedStudy, Work
+from simulated_cluster import ActorDiedError, SimulatedCluster, SimulatedStudy, Work
 
 from dollartune.engines.base import Cohort, TimeLimit
+from dollartune.engines.ray import LOSSES, _Run
 from dollartune.engines.ray_cluster import Node
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
+from dollartune.train.progress import Validation
 from dollartune.trials.record import RECORD_VERSION, record_of
 
 HOUR = 3600.0
@@ -123,6 +125,55 @@ def test_what_a_lost_attempt_has_spent_is_not_given_to_the_next(study: Any) -> N
     assert one.ends() == ["done"]
     assert only.used == ["a", "b"]
     keeps(one, least=0.9)
+
+
+def test_the_next_attempt_is_told_what_the_lost_one_paid_for(study: Any) -> None:
+    only = SimulatedCluster([Node("a", "a", 1, HOUR), Node("b", "b", 1, HOUR)], leaves={"a": 40.0}, joins={"b": 40.0})
+    one = study(only, methods=("bitfit",), limit_dollars=100.0, price_per_hour=HOUR)
+    one.run()
+    (trial,), (first, second) = one.trials, only.jobs
+    assert first.shares_before == {trial.identifier: {}}
+    # what it told, until its last checkpoint, and what ran since then
+    assert [name for name in second.shares_before[trial.identifier] if name.endswith(" tune")]
+    assert set(second.shares_before[trial.identifier].values()) == {1.0}
+    told = sum(p.seconds for p in one.ledger.pieces()[0] if p.booking in second.shares_before[trial.identifier])
+    assert told == pytest.approx(second.spent_before[trial.identifier].seconds)
+
+
+def test_a_validation_that_is_made_again_after_a_loss_is_shown_once(study: Any) -> None:
+    one = study(two())
+    shown: list[tuple[str, int]] = []
+    one.engine.display.validated = lambda trial, validation: shown.append((trial.identifier, validation.step))
+    first, second = one.trials
+    run = _Run(Cohort((first, second)), one.settings.training)
+
+    def validates(run: _Run, trial: Any, step: int) -> None:
+        one.engine.show(run, "validated", trial, Validation(1.0, step, 1.0, 0.5, 0.5))
+
+    for step in (0, 10, 20):
+        validates(run, first, step)
+    run.losses = LOSSES  # lost once more, they go on one by one
+    run.account = object()  # type: ignore[assignment]  # it had begun
+    one.engine._lost(run, ActorDiedError("it died"))
+    alone = one.engine._waiting
+    for step in (10, 20, 30):
+        validates(alone[0], first, step)
+        validates(alone[1], second, step)
+    assert [step for name, step in shown if name == first.identifier] == [0, 10, 20, 30]
+    assert [step for name, step in shown if name == second.identifier] == [10, 20, 30]
+
+
+def test_a_bug_at_a_worker_is_recorded_with_its_stack(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = pytest.importorskip("ray.exceptions", reason="Ray is not installed: pip install 'dollartune[ray]'")
+    stack = 'Traceback (most recent call last):\n  File "worker.py", line 7, in train\nValueError: a bug'
+    error = exceptions.RayTaskError("run", stack, ValueError("a bug"), "ray::run", 1, "10.0.0.1").as_instanceof_cause()
+    one = study(SimulatedCluster([Node("a", "a", 1, HOUR)], work=lambda node: Work(error=error)), methods=("bitfit",))
+    monkeypatch.setattr(one.cluster, "exceptions", exceptions)
+    one.run()
+    (record,) = one.records.values()
+    assert (record.error.kind, record.error.message) == ("error", "ValueError: a bug")
+    assert 'File "worker.py", line 7, in train' in record.error.traceback
+    assert "\x1b" not in record.error.traceback
 
 
 def test_a_cohort_that_loses_its_process_again_and_again_goes_on_one_by_one(study: Any) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dollartune.budget.journal import Piece
 from dollartune.budget.ledger import Ledger, Share
 from dollartune.budget.totals import read_totals
+from dollartune.engines.feature_account import FeatureAccount
 from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.worker_account import WorkerAccount
 from dollartune.errors import UserError
+from dollartune.train.features import KnownRow
 from dollartune.trials.record import Cost, TrialRecord, record_of
 
 NOTHING: frozenset[str] = frozenset()
@@ -240,6 +244,21 @@ def test_a_record_costs_what_was_paid_at_the_time(tmp_path: Path) -> None:
     before = {"a": Cost(seconds=4.0, dollars=1.0)}
     cost = RecordWriter(no, driver, 0, before).cost(A)
     assert (cost.seconds, cost.dollars, cost.price_per_hour) == (15.0, 13.0, 7200.0)
+
+
+def test_features_that_an_earlier_attempt_paid_for_are_its_own(clock: Clock) -> None:
+    """The worker that goes on after a loss has a ledger of its own, and is told which bookings were the trial's."""
+    study, worker = Ledger(clock=clock), Ledger(clock=clock)
+    study.append(tuned(6.0, 0))
+    study.append(Piece("machine", 1, "machine-b1", "tune", "b", "ia3", 2.0, 0.0, 0.0))
+    driver: Any = SimpleNamespace(ledger=worker, paying=worker.innermost)
+    rows = {KnownRow(torch.zeros(1), 4.0, name) for name in ("machine-b1", "of another study")}
+    store: Any = SimpleNamespace(noting=lambda booking: nullcontext({*rows, KnownRow(torch.zeros(1), 1.0, booking())}))
+    account = FeatureAccount(driver, {"a": study.shares_of("a")})
+    with worker.book("tune", trial="a"), account.reading(store, [A]):
+        clock.now += 1.0
+    assert account.seconds(A) == (9.0, 0.75 * 4.0 + 1.0)
+    assert account.seconds(B) == (0.0, 0.0)
 
 
 def test_an_adapter_says_what_it_and_what_it_is_made_of_has_cost() -> None:

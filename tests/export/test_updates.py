@@ -165,6 +165,42 @@ def test_one_backbone_goes_by_many_names(tmp_path: Path, hashed: bool) -> None:
         merge_adapters(folders, tmp_path / "sum", [1.0, 1.0])
 
 
+@pytest.mark.parametrize("hashed", ["neither", "adapter", "backbone"])
+def test_weights_without_a_hash_are_compared_by_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: str
+) -> None:
+    """Packed in 4 bits, a backbone has none, and an adapter that was tuned on it neither."""
+    folder, copied = write_tiny(tmp_path / "model", "llama"), tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    whole = load_backbone(str(folder))
+    info = {"backbone": str(copied), "weights_hash": whole.weights_hash if hashed == "adapter" else None}
+    here = whole if hashed == "backbone" else replace(whole, weights_hash=None)
+    with monkeypatch.context() as without:
+        without.setattr("dollartune.export.other_backbone.load_backbone", None)  # no second model to tell that
+        assert other_backbone(tmp_path, info, here) == ""
+    other_weights_in(copied)
+    if hashed != "adapter":  # whose hash says what the folder held then
+        assert f"tuned on {copied}, not on {folder}" in other_backbone(tmp_path, info, here)
+
+
+def test_a_backbone_is_loaded_to_be_compared_in_the_format_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, copied = write_tiny(tmp_path / "model", "llama"), tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    (copied / "notes.json").write_text("{}")
+    loaded: list[Backbone] = []
+
+    def load(*given: Any, **more: Any) -> Backbone:
+        loaded.append(load_backbone(*given, **more))
+        return loaded[-1]
+
+    monkeypatch.setattr("dollartune.export.other_backbone.load_backbone", load)
+    here = load_backbone(str(folder), dtype=torch.bfloat16)
+    assert other_backbone(tmp_path, {"backbone": str(copied)}, here) == ""
+    assert [one.dtype for one in loaded] == [torch.bfloat16]
+
+
 def test_a_folder_that_was_written_over_is_another_backbone(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "model", "llama")
     folders = []

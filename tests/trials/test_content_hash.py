@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from dollartune.backbones.content_hash import of_backbone
+from dollartune.fingerprint import fingerprint
 from dollartune.study_file import load_study
-from dollartune.trials.content_hash import fingerprint, of_backbone, of_task
+from dollartune.trials.content_hash import of_task
 from dollartune.trials.expand import plan
 
 

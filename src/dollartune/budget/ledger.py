@@ -281,15 +281,24 @@ class Ledger:
         """The same in dollars, at each machine's own price."""
         return self._spent(method)[1]
 
-    def share_of(self, booking: str, trial: str) -> float:
-        """Which part of a booking is in what a trial has cost (`Totals.by_trial`): 0 of one of another account or of an earlier
-        attempt, 1 of one for this trial alone."""
+    def shares_of(self, trial: str) -> dict[str, float]:
+        """Booking -> which part of it is in what a trial has cost (`Totals.by_trial`): 1 of one for this trial alone. Those of
+        earlier attempts are not there."""
         with self.lock:
-            pieces = [piece for piece in (*self._pieces, *self._running()) if piece.booking == booking]
-            mine = [p for p in pieces if p.trial == trial and p.attempt == self._attempt(trial)]
-            whole = sum(piece.seconds for piece in pieces)
-            # Where no time has passed, as by a clock that stands still, by the number of those who share it.
-            return sum(piece.seconds for piece in mine) / whole if whole else len(mine) / max(1, len(pieces))
+            pieces, attempt = [*self._pieces, *self._running()], self._attempt(trial)
+        own: dict[str, list[float]] = {}
+        for piece in pieces:
+            if piece.trial == trial and piece.attempt == attempt:
+                own.setdefault(piece.booking, []).append(piece.seconds)
+        every: dict[str, list[float]] = {booking: [] for booking in own}
+        for piece in pieces:
+            if piece.booking in every:
+                every[piece.booking].append(piece.seconds)
+        # Where no time has passed, as by a clock that stands still, by the number of those who share it.
+        return {
+            booking: sum(own[booking]) / sum(all_of) if sum(all_of) else len(own[booking]) / len(all_of)
+            for booking, all_of in every.items()
+        }
 
     @property
     def limited(self) -> bool:

@@ -49,7 +49,7 @@ def adapter_info(
         trained = [*splits.train, *splits.validation] if on_validation else splits.train
         seen = rows_seen(task, trained, [] if on_validation else splits.validation)
     return {
-        "backbone": _from_anywhere(trial.backbone),
+        "backbone": _from_anywhere(settings.backbones[trial.backbone_index].name),
         "revision": backbone.revision,
         "weights_hash": backbone.weights_hash,
         "objective": trial.objective,

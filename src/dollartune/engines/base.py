@@ -139,6 +139,9 @@ class Driver(Protocol):
             BudgetSpent: the money would not even pay for its evaluation.
         """
 
+    def paying(self) -> str:
+        """The ledger's innermost booking, which pays for what is made now and stays: who goes on with the study knows it."""
+
     def prune(self, trial: Trial, step: int, loss: float) -> bool:
         """Whether a trial should end now, with this validation loss after so many optimizer steps: it will not be the best."""
 

@@ -66,6 +66,7 @@ class CohortWorker:
             whose limit is the cohort's time limit.
         display: who shows progress.
         spent_before: by trial, what earlier attempts at it have cost that the ledger knows nothing of.
+        shares_before: by trial and booking, which part of it is in that.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class CohortWorker:
         driver: Driver,
         display: Display | None = None,
         spent_before: Mapping[str, Cost] | None = None,
+        shares_before: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self.settings, self.contexts, self.ledger, self.driver = settings, contexts, driver.ledger, driver
         self.display = display or Display()
         self.limits = StageLimits(settings, self.ledger)
         self.scorer = TrialScorer(settings, driver, self.display, self.limits)
-        self.writer = RecordWriter(settings, driver, contexts.places, spent_before)
+        self.writer = RecordWriter(settings, driver, contexts.places, spent_before, shares_before)
         self._requests: dict[tuple[int, str], RequestFacts] = {}
         """By backbone and methods: what a request takes, where the study limits that."""
 

@@ -9,22 +9,27 @@ A store of features knows for each row what it took and under which booking; the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dollartune.budget.ledger import Ledger
+    from dollartune.engines.base import Driver
     from dollartune.train.features import FeatureStore, KnownRow
     from dollartune.trials.record import Cost
     from dollartune.trials.trial import Trial
 
 
 class FeatureAccount:
-    """Of the trials of one cohort at a time."""
+    """Of the trials of one cohort at a time.
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    Args:
+        shares_before: by trial and booking, which part of it is in what the trial has cost, where the driver's ledger does not
+            know the booking.
+    """
+
+    def __init__(self, driver: Driver, shares_before: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        self.driver, self.shares_before = driver, shares_before or {}
         self._rows: dict[str, set[KnownRow]] = defaultdict(set)
         self._before: dict[str, Cost] = {}
 
@@ -40,7 +45,7 @@ class FeatureAccount:
     @contextmanager
     def reading(self, store: FeatureStore, trials: Iterable[Trial]) -> Iterator[None]:
         """What is read of a store inside is read by each of these trials."""
-        with store.noting(self.ledger.innermost) as rows:
+        with store.noting(self.driver.paying) as rows:
             try:
                 yield
             finally:
@@ -52,7 +57,10 @@ class FeatureAccount:
         by_booking: dict[str, float] = defaultdict(float)
         for row in self._rows.get(trial.identifier, ()):
             by_booking[row.booking] += row.seconds
-        booked = sum(took * self.ledger.share_of(booking, trial.identifier) for booking, took in by_booking.items())
+        booked = 0.0
+        if by_booking:  # most methods read none, and a ledger is long
+            shares = {**self.shares_before.get(trial.identifier, {}), **self.driver.ledger.shares_of(trial.identifier)}
+            booked = sum(took * shares.get(booking, 0.0) for booking, took in by_booking.items())
         before = self._before.get(trial.identifier)
         if before is None:
             return sum(by_booking.values()), booked

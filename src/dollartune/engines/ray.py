@@ -13,6 +13,7 @@ booked as `failure`. A worker that was only thought lost is not answered any mor
 from __future__ import annotations
 
 import math
+import re
 import time
 import uuid
 from collections import deque
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune.backbones.gguf import is_gguf
+from dollartune.backbones.locate import is_own_name
 from dollartune.budget.deadline import BudgetSpent, closing_seconds
 from dollartune.engines.base import Cohort, Driver, EvaluationCost, TimeLimit
 from dollartune.engines.ray_worker import Job, RayWorker
@@ -28,6 +31,7 @@ from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.worker_account import WorkerAccount
 from dollartune.errors import ProcessLost, UserError
 from dollartune.train.out_of_memory import halved_after_out_of_memory
+from dollartune.trials.trial import variants
 
 if TYPE_CHECKING:
     from dollartune.budget.journal import Piece
@@ -63,6 +67,8 @@ class _Run:
     """Workers lost since its last checkpoint or record."""
     recorded: set[str] = field(default_factory=set)
     """Trials that have left a record; one that is to be evaluated has that of its search alone."""
+    shown: dict[str, int] = field(default_factory=dict)
+    """Trial -> step of the last validation that the display was told: after a loss those since the checkpoint come again."""
     # At a worker
     worker: Any = None
     """The actor."""
@@ -105,7 +111,7 @@ class RayEngine:
         display: Display,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.driver, self.settings, self.tasks, self.places = driver, settings, list(tasks), places
+        self.driver, self.settings, self.tasks, self.places = driver, with_whole_paths(settings), list(tasks), places
         self.cluster, self.display, self.clock, self.ray = cluster, display, clock, cluster.ray
         self.device = "cuda" if cluster.gpus else "cpu"
         self.writer = RecordWriter(settings, driver, places)
@@ -205,9 +211,10 @@ class RayEngine:
                 continue
             settings = self.settings.model_copy(update={"training": run.training})
             spent = {trial.identifier: self.writer.cost(trial) for trial in run.missing}
+            shares = {trial.identifier: self.driver.ledger.shares_of(trial.identifier) for trial in run.missing}
             job = Job(
                 uuid.uuid4().hex, run.cohort, settings, run.measures, self._folder, self._shared,
-                self.checkpoint_seconds, self.worker_clock, frozenset(run.recorded), spent,
+                self.checkpoint_seconds, self.worker_clock, frozenset(run.recorded), spent, shares,
             )  # fmt: skip
             run.account, run.worker = None, self._idle.pop() if self._idle else self._new_worker()
             run.call = run.worker.run.remote(job, self._rows_of(run.cohort.trials[0]))
@@ -290,6 +297,11 @@ class RayEngine:
 
     def show(self, run: _Run, event: str, *facts: Any) -> None:
         """How far the work is: an event of `engines.display.Display`."""
+        if event == "validated":
+            trial, validation = facts
+            if validation.step <= run.shown.get(trial.identifier, -1):
+                return
+            run.shown[trial.identifier] = validation.step
         getattr(self.display, event)(*facts)
 
     # Money
@@ -314,6 +326,8 @@ class RayEngine:
             run.result = self.ray.get(run.call)
         except self.ray.exceptions.RayTaskError as error:  # of the work; the actor lives
             failure = error.cause
+            # Its stack stayed there: Ray brings it as text, in colours.
+            failure.add_note(re.sub(r"\x1b\[[0-9;]*m", "", str(error)))
         except self.ray.exceptions.RayError as error:
             self._leave_worker(job, lost=True)
             self.ray.kill(run.worker)  # it may be alive, behind a connection that is not
@@ -356,7 +370,7 @@ class RayEngine:
                 "Their own words are in /tmp/ray/session_latest/logs",
             ) from error
         elif len(run.cohort.trials) > 1:  # the one that breaks takes no other with it
-            alone = [_Run(replace(run.cohort, trials=(trial,)), run.training) for trial in run.missing]
+            alone = [_Run(replace(run.cohort, trials=(t,)), run.training, shown=run.shown) for t in run.missing]
             self._waiting.extendleft(reversed(alone))
         else:
             self._give_up(run, failure)
@@ -386,9 +400,36 @@ class RayEngine:
         return self._rows[key]
 
 
+def with_whole_paths(settings: StudySettings) -> StudySettings:
+    """The same settings for a process in another folder, of another user, that sees the same disk."""
+    backbones = tuple(
+        one.model_copy(update={"name": _whole_backbone(one.name), "anatomy": _whole(one.anatomy, user=True)})
+        for one in settings.backbones
+    )
+    evaluation = settings.evaluation.model_copy(update={"general_text": _whole(settings.evaluation.general_text)})
+    changes = {"backbones": backbones, "evaluation": evaluation, "begin_with": _whole(settings.begin_with)}
+    return settings.model_copy(update={**changes, "output": _whole(settings.output)})
+
+
+def _whole(path: str | None, user: bool = False) -> str | None:
+    """`user`: a leading ~ is the user's home, as it is on one machine."""
+    if not path:
+        return path
+    return str((Path(path).expanduser() if user else Path(path)).resolve())
+
+
+def _whole_backbone(name: str) -> str:
+    path = Path(name).expanduser()
+    # A folder may be called as a known model, which is then what the name means; one of the hub is no path.
+    return name if is_own_name(name) or not (path.is_dir() or is_gguf(path)) else str(path.resolve())
+
+
 def read_by_training(settings: StudySettings) -> tuple[Path, ...]:
-    """Files and folders outside the package that workers read."""
+    """Files and folders outside the package that workers read, of settings with whole paths."""
     named = [settings.begin_with, settings.evaluation.general_text]
     named += [name for one in settings.backbones for name in (one.name, one.anatomy)]
-    paths = [Path(name).expanduser().resolve() for name in named if name is not None]
-    return tuple(path for path in paths if path.exists())  # a name of the hub is no path here
+    paths = [Path(name) for name in named if name]
+    # Spelled in a method, a path is part of a trial's name: it stays as it is, and counts from the driver's folder.
+    methods = (method for variant in variants(settings.methods) for method in variant.build())
+    paths += [Path.cwd() / folder for method in methods for folder in getattr(method.config, "adapters", ())]
+    return tuple(path for path in paths if path.is_absolute() and path.exists())  # a name of the hub is no path here

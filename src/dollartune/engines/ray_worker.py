@@ -60,6 +60,8 @@ class Job:
     """Trials of the cohort that have their record: they are not done again."""
     spent_before: Mapping[str, Cost]
     """What was booked for each trial at earlier workers."""
+    shares_before: Mapping[str, Mapping[str, float]]
+    """Trial -> booking at an earlier worker -> which part of it is in that."""
 
 
 class RemoteDriver(Display):
@@ -102,6 +104,11 @@ class RemoteDriver(Display):
             spent, failed = self.ledger.settled(self._booked)
             self._booked += len(spent)
             self._call("book", spent, failed, saved)
+
+    def paying(self) -> str:
+        """See `engines.base.Driver`."""
+        self.book()  # else a worker that goes on after a loss could not know who paid
+        return self.ledger.innermost()
 
     # Its records
 
@@ -171,7 +178,7 @@ class RayWorker:
 
     Args:
         channel: the actor through which the driver is called.
-        folder: the driver's, from which the study's relative paths count; it need not be here where there are none.
+        folder: the driver's, from which relative paths in methods count; where there are such, a job's `shared` has them.
         threads: processor cores of its part of the machine.
         gpus: GPUs of it.
     """
@@ -182,7 +189,7 @@ class RayWorker:
     ) -> None:  # fmt: skip
         import torch
 
-        with suppress(OSError):
+        with suppress(OSError):  # it need not be here: all other paths are whole
             os.chdir(folder)
         # as many threads and as much GPU memory as it was given, so that workers side by side do not starve
         torch.set_num_threads(threads)
@@ -196,7 +203,7 @@ class RayWorker:
 
         self.contexts.splits = splits
         driver = RemoteDriver(job, self.channel, ray.get_runtime_context().get_node_id())
-        worker = CohortWorker(job.settings, self.contexts, driver, driver, job.spent_before)
+        worker = CohortWorker(job.settings, self.contexts, driver, driver, job.spent_before, job.shares_before)
         try:
             # every second of a job is booked: those between loading, tuning and evaluating as `other`
             with driver.ledger.book("other"):

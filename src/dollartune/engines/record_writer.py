@@ -36,13 +36,19 @@ class RecordWriter:
     Args:
         places: places of each input that stay free for virtual tokens; an adapter says so.
         spent_before: by trial, what earlier attempts at it have cost that the ledger knows nothing of.
+        shares_before: by trial and booking, which part of it is in that.
     """
 
     def __init__(
-        self, settings: StudySettings, driver: Driver, places: int, spent_before: Mapping[str, Cost] | None = None
+        self,
+        settings: StudySettings,
+        driver: Driver,
+        places: int,
+        spent_before: Mapping[str, Cost] | None = None,
+        shares_before: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self.settings, self.ledger, self.driver = settings, driver.ledger, driver
-        self.features = FeatureAccount(driver.ledger)
+        self.features = FeatureAccount(driver, shares_before)
         self.places, self.spent_before = places, spent_before or {}
         self._best_tried: dict[tuple[TrialContext, bool], float] = {}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.content_hash import of_backbone
 from dollartune.backbones.families import use_file
 from dollartune.backbones.loading import Backbone, load_backbone, read_config
 from dollartune.engines.base import EvaluationCost
@@ -26,7 +27,6 @@ from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
 from dollartune.train.optimizers import check_optimizer
 from dollartune.train.out_of_memory import halved_after_out_of_memory
 from dollartune.train.precision import choose_dtype, default_device
-from dollartune.trials.content_hash import of_backbone
 from dollartune.trials.record import DataFacts
 from dollartune.trials.trial import Trial, variants
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune.backbones.content_hash import of_backbone
 from dollartune.backbones.loading import load_backbone
 from dollartune.backbones.locate import resolve
 from dollartune.errors import UserError
@@ -29,11 +30,15 @@ def other_backbone(folder: Path, info: Mapping[str, Any], backbone: Backbone) ->
         return ""
     stored = stored_backbone(folder, str(info["backbone"]))
     mine, here = info.get("weights_hash"), backbone.weights_hash
-    alike = located(stored) == located(backbone.name)
-    if (
-        mine is None and here is not None and not alike and Path(located(stored)).is_dir()
-    ):  # of before hashes were written down
-        mine = load_backbone(stored, random_weights_seed=backbone.random_weights_seed).weights_hash
+    then, now = located(stored), located(backbone.name)
+    alike = then == now
+    if (mine is None or here is None) and not alike and Path(then).is_dir():
+        # Weights in 4 bits have no hash, but the files that they were packed from can be compared.
+        if Path(now).is_dir() and of_backbone(then) == of_backbone(now):
+            return ""
+        if mine is None and here is not None:  # of before hashes were written down, or of packed ones
+            seed = backbone.random_weights_seed
+            mine = load_backbone(stored, dtype=backbone.dtype, random_weights_seed=seed).weights_hash
     if mine is not None and here is not None:
         if mine == here:
             return ""

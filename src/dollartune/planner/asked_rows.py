@@ -10,8 +10,8 @@ import random
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from dollartune.backbones.content_hash import of_backbone
 from dollartune.memo import Memo, memo
-from dollartune.trials.content_hash import of_backbone
 from dollartune.trials.trial import room_for_virtual_tokens
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.content_hash import of_backbone
 from dollartune.errors import UserError
 from dollartune.memo import memo
 from dollartune.methods.registry import with_head
@@ -22,7 +23,7 @@ from dollartune.planner.asked_rows import asked_notes
 from dollartune.planner.dry_run import bare_backbone
 from dollartune.tasks.config import TaskConfig
 from dollartune.tasks.custom import task_and_columns
-from dollartune.trials.content_hash import of_backbone, of_task
+from dollartune.trials.content_hash import of_task
 
 if TYPE_CHECKING:
     from dollartune.backbones.kind import Objective

@@ -319,6 +319,9 @@ class StudyRunner:
         rows = cohort.validation_rows if limit.validation_rows is None else limit.validation_rows
         return replace(limit, test_rows=cohort.test_rows, validation_rows=rows)
 
+    def paying(self) -> str:
+        return self.ledger.innermost()
+
     def prune(self, trial: Trial, step: int, loss: float) -> bool:
         """Whether a trial ends now: the scheduler thinks it hopeless, or somebody asked for its end (`dollartune view`)."""
         request = stop_request(self.store.root, trial.identifier)

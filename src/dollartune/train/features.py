@@ -107,7 +107,8 @@ class FeatureStore:
         known = self._known_of(kind)
         missing = self.missing(backbone, rows, pooling)
         fresh: dict[bytes, KnownRow] = {}
-        booking, started = self._booking(), time.perf_counter()
+        booking = self._booking() if missing else ""
+        started = time.perf_counter()
         try:
             for batch, vectors in passes(backbone, attached, missing, pooling, batch_size):
                 now = time.perf_counter()

@@ -1,52 +1,16 @@
-"""What local files hold, in a few characters: edited data under the same name must not find old records.
-
-A file's fingerprint is a hash of its contents. As large weights take a while to read, it is remembered by path, size
-and time of change, in the user's cache folder.
-"""
+"""What a task's local files hold, in a few characters: edited data under the same name must not find old records."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dollartune.backbones.locate import resolve
-from dollartune.cache import cache_directory
-from dollartune.files import write_atomically
+from dollartune.fingerprint import fingerprint
 from dollartune.tasks.registry import presets
 
 SOURCES = ("data", "validation", "test", "images", "preset", "mixture")
 """Keys of a task's entry whose texts are presets, files or folders."""
-_BLOCK = 1 << 22
-"""Bytes that are read at once, and above which a file's hash is remembered by its size and time."""
-
-
-def fingerprint(path: Path, without: tuple[str, ...] = ()) -> str:
-    """Of a file, or of all files in a folder with their names; hidden ones and those with an ending in `without` do not
-    count."""
-    path = path.expanduser().resolve()
-    if path.is_file():
-        return _of_file(path)
-    # 64 bits tell the files of any user apart; nobody is to be defended against here.
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(path.rglob("*")):
-        inside = file.relative_to(path)
-        # Hidden files (.git, .DS_Store) come and go without the data changing.
-        if file.suffix not in without and file.is_file() and not any(part.startswith(".") for part in inside.parts):
-            # With its name: two files that change places are other data.
-            digest.update(f"{inside.as_posix()} {_of_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def of_backbone(name: str) -> str | None:
-    """Of a backbone's directory (an embedded one's too); None for one from the hub, which has a revision."""
-    path = Path(resolve(name))
-    # A model card that is edited changes no weight.
-    return fingerprint(path, without=(".md",)) if path.is_dir() else None
 
 
 def of_task(spec: Any, data_root: Path | None) -> dict[str, str]:
@@ -86,39 +50,3 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # too long for a name: no path
         return False
-
-
-def _of_file(path: Path) -> str:
-    state = path.stat()
-    return _hashed(str(path), state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _hashed(path: str, size: int, changed: int) -> str:
-    # As `make` does: reading 14 GB of weights to learn that nothing changed would take longer than a trial.
-    key = f"{path} {size} {changed}"
-    known = _remembered() if size > _BLOCK else {}  # small files are read faster than looked up
-    if key in known:
-        return known[key]
-    digest = hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    hashed = digest.hexdigest()
-    if size > _BLOCK:
-        with suppress(OSError):  # a cache that cannot be written costs time only
-            # Read again: another process may have added to it while this file was hashed.
-            write_atomically(_memory(), json.dumps({**_remembered(), key: hashed}).encode())
-    return hashed
-
-
-def _memory() -> Path:
-    return cache_directory() / "fingerprints.json"
-
-
-def _remembered() -> dict[str, str]:
-    try:
-        remembered: dict[str, str] = json.loads(_memory().read_text())
-    except (OSError, ValueError):
-        return {}
-    return remembered

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dollartune.backbones.chat import stored_template
+from dollartune.backbones.content_hash import of_backbone
 from dollartune.errors import UserError, unknown_name
+from dollartune.fingerprint import fingerprint
 from dollartune.methods.base import Method, SiteMethodConfig
 from dollartune.methods.registry import build_method, method_class, reference
 from dollartune.methods.spelling import normalized, parse_call
 from dollartune.methods.stored_adapter import read_info
-from dollartune.trials.content_hash import fingerprint, of_backbone, of_task
+from dollartune.trials.content_hash import of_task
 
 if TYPE_CHECKING:
     from dollartune.backbones.kind import Objective
