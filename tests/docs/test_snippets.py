@@ -104,7 +104,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_of_a_page_runs(page: Path, workplace: Path) -> None:
+def test_every_block_of_a_page_runs(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTER", os.environ["ADAPTER"])  # what a page tunes is that page's
     names: dict[str, Any] = {}
     for block in blocks(page) if page.name != "index.md" else ():
         if block.reason is None:
