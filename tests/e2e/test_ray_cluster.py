@@ -243,6 +243,9 @@ def test_a_machine_lost_in_the_middle_costs_only_the_work_since_its_checkpoint(
     assert len(results.done()) == len(results.records) == 6
     same(study, local)
     nothing_twice(study, display, elapsed)
+    for record in results.done():
+        assert record.training is not None
+        assert display.validations[record.id] == len(record.training.history), "those after its checkpoint came again"
     pieces = ledger(study)
     failures = [piece for piece in pieces if piece["category"] == "failure"]
     assert failures
