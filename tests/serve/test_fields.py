@@ -157,7 +157,7 @@ def test_of_a_value_of_several_types_the_part_that_is_wrong_is_named(
     [
         (b'{"model": "model"', {}, 400, "no JSON: Expecting ',' delimiter at character 17"),
         ('{"model": "\u00fc"}'.encode("latin-1"), {}, 400, "no JSON in UTF-8"),
-        (gzip.compress(b"{}"), {"Content-Encoding": "gzip"}, 415, "packed"),
+        (gzip.compress(b"{}", mtime=0), {"Content-Encoding": "gzip"}, 415, "packed"),
         (b'{"model": "model", "prompt": []}', {}, 400, "prompt: List should have at least 1 item"),
     ],
 )

@@ -57,7 +57,7 @@ CONTENTS: dict[str, bytes] = {
         f'"{n}",{line}\n' if n else f"{line}\n" for n, line in enumerate(CSV.splitlines())
     ).encode(),
     "twice.csv": FRAME.assign(other=FRAME["text"]).rename(columns={"other": "text"}).to_csv(index=False).encode(),
-    "a.csv.gz": gzip.compress(CSV.encode()),
+    "a.csv.gz": gzip.compress(CSV.encode(), mtime=0),
     "a.csv.bz2": bz2.compress(CSV.encode()),
     "a.jsonl.xz": lzma.compress(FRAME.to_json(orient="records", lines=True).encode()),
     "a.csv.zip": zipped(CSV),
