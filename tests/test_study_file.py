@@ -127,6 +127,17 @@ def test_a_file_gives_its_name_and_paths_count_from_it(tmp_path: Path) -> None:
     assert settings.tasks == (str(tmp_path / "rows.csv"), full, "boolq")
 
 
+def test_a_tilde_is_the_users_home_in_every_folder_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/user")
+    keys = ("data_root", "begin_with", "output")
+    paths = {key: f"~/{key}" for key in keys}
+    text = "backbone: tiny-decoder\ntask: boolq\nmethods: [lora]\nevaluation: {general_text: ~/text}\n"
+    file = write(tmp_path, text + "".join(f"{key}: {path}\n" for key, path in paths.items()))
+    for settings in (load_study(file), load_study({**GOOD, **paths, "evaluation": {"general_text": "~/text"}})):
+        assert [getattr(settings, key) for key in keys] == [f"/home/user/{key}" for key in keys]
+        assert settings.evaluation.general_text == "/home/user/text"
+
+
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, "a: 1", "study.yaml")
     with pytest.raises(UserError, match=r"there is no study file .*Did you mean 'study.yaml'"):

@@ -13,6 +13,7 @@ of its key, when the file is read: after that `StudySettings` holds plain values
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -43,6 +44,11 @@ def _wrong(sentence: str, hint: str | None = None) -> PydanticCustomError:
 def _kind(wanted: str) -> PydanticCustomError:
     """A value of the wrong kind: `study_file` says which key, what it should be, and what was given."""
     return PydanticCustomError("kind", "Input should be {wanted}", {"wanted": wanted})
+
+
+def _from_home(path: Any) -> Any:
+    """A leading ~ is the user's home, as it is for a shell: else a folder of that name would be made."""
+    return os.path.expanduser(path) if isinstance(path, str) else path
 
 
 class BackboneSettings(BaseModel):
@@ -114,7 +120,7 @@ class EvaluationSettings(BaseModel):
     """Rows per forward pass."""
     forgetting: bool = True
     """Also measure the loss on general text before and after tuning (about a second per trial with a small model)."""
-    general_text: str | None = None
+    general_text: Annotated[str | None, BeforeValidator(_from_home)] = None
     """Text file for that, paragraphs separated by empty lines; by default the text of the package."""
     inference_cost: bool = True
     """Also measure what a request costs with each tuned adapter (about a second per trial)."""
@@ -362,12 +368,12 @@ class StudySettings(BaseModel):
     """`each_seed`: where the data hold more than a scale, each seed draws training rows of its own, so that intervals say what so
     many rows of this kind are worth; validation and test rows stay. `once`: all seeds train on the same rows (a folder of
     before 0.2 stays so)."""
-    data_root: str | None = None
+    data_root: Annotated[str | None, BeforeValidator(_from_home)] = None
     """Folder with local copies of presets' data."""
-    begin_with: str | None = None
+    begin_with: Annotated[str | None, BeforeValidator(_from_home)] = None
     """Folder of a tuned adapter, for example one that `dollartune import` wrote: trials of the same methods, sizes and
     sites begin with its tensors, all others fresh."""
-    output: str = "studies"
+    output: Annotated[str, BeforeValidator(_from_home)] = "studies"
     """Folder in which the study's folder is made."""
     keep_adapters: Literal["all", "best", "none"] = "best"
     """Which trained adapters are kept: all, the best of each task and scale, none."""

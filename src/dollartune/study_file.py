@@ -153,7 +153,7 @@ def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     data = dict(data)
     for key in ("data_root", "begin_with"):
         if isinstance(data.get(key), str):
-            data[key] = str((folder / data[key]).resolve())
+            data[key] = str((folder / Path(data[key]).expanduser()).resolve())
     backbone = data.get("backbone")
     data["backbone"] = (
         [_backbone_path(b, folder) for b in backbone]

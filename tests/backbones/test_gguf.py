@@ -14,7 +14,7 @@ import transformers
 from dollartune.backbones.embedded import embedded_path
 from dollartune.backbones.gguf import is_gguf, read_rounding, unpacked
 from dollartune.backbones.loading import load_backbone
-from dollartune.backbones.locate import gguf_path, resolve, source_notes
+from dollartune.backbones.locate import from_anywhere, gguf_path, resolve, source_notes
 from dollartune.errors import UserError
 
 gguf = pytest.importorskip("gguf")
@@ -158,3 +158,15 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="neither a directory nor a GGUF file"):
         resolve(str(tmp_path / "text.gguf"))
     assert gguf_path("tiny-decoder") is None
+
+
+def test_a_file_is_used_from_other_folders_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an adapter names its backbone, and a study is given to another machine."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and more")
+    (tmp_path / "notes.gguf").write_text("no such file")
+    for name in ("folder", "tiny-decoder"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = ["model.gguf", "folder", "tiny-decoder", "notes.gguf", "owner/of-the-hub", "package:a_model/model"]
+    whole = [str((tmp_path / name).resolve()) for name in names[:2]]
+    assert [from_anywhere(name) for name in names] == [*whole, *names[2:]], "a folder may be called as a known model"

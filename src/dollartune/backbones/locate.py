@@ -54,6 +54,13 @@ def is_own_name(name: str) -> bool:
     return name in embedded_names() or name in named_backbones() or name.startswith(PACKAGE_PREFIX)
 
 
+def from_anywhere(name: str) -> str:
+    """A backbone in a folder or a GGUF file by its whole path, as it is used from other folders; any other name as it is."""
+    path = Path(name).expanduser()
+    # A folder may be called as a known model, which is then what the name means; one of the hub is no path.
+    return name if is_own_name(name) or not (path.is_dir() or is_gguf(path)) else str(path.resolve())
+
+
 def gguf_path(name: str) -> Path | None:
     """The GGUF file that a name stands for; None where it stands for something else."""
     if name in named_backbones():

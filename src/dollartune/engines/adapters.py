@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dollartune.backbones.locate import resolve
+from dollartune.backbones.locate import from_anywhere
 from dollartune.export.directory import tokenizer_hash
 from dollartune.methods.registry import method_class
 from dollartune.methods.stored_adapter import WEIGHTS, task_facts
@@ -49,7 +49,7 @@ def adapter_info(
         trained = [*splits.train, *splits.validation] if on_validation else splits.train
         seen = rows_seen(task, trained, [] if on_validation else splits.validation)
     return {
-        "backbone": _from_anywhere(settings.backbones[trial.backbone_index].name),
+        "backbone": from_anywhere(settings.backbones[trial.backbone_index].name),
         "revision": backbone.revision,
         "weights_hash": backbone.weights_hash,
         "objective": trial.objective,
@@ -66,13 +66,6 @@ def adapter_info(
         "trial": trial.to_json(),
         **({} if seen is None else {"rows_seen": seen.as_data()}),
     }
-
-
-def _from_anywhere(backbone: str) -> str:
-    """A local backbone by its whole path, as its adapter is used from other folders; a name of the hub as it is."""
-    path = Path(backbone).expanduser()
-    # A folder may be called as a known model, which is then what the name means.
-    return str(path.resolve()) if path.exists() and resolve(backbone) == str(path) else backbone
 
 
 def average_with(adapter: Adapter, folder: Path, class_offsets: Sequence[float] | None, backbone: Backbone) -> None:
