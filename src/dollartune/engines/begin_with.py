@@ -112,8 +112,8 @@ def _other_function(
     return ""
 
 
-def _deciding(method: Method[Any]) -> dict[str, Any]:
-    settings: dict[str, Any] = method.config.model_dump(exclude=_NOT_OF_EDITS)
+def _deciding(method: Method[Any]) -> dict[str, object]:
+    settings: dict[str, object] = method.config.model_dump(exclude=_NOT_OF_EDITS)
     return settings
 
 

@@ -113,7 +113,7 @@ def _backbones(settings: StudySettings) -> tuple[BackboneSettings, ...]:
     return tuple(BackboneSettings(name=EMBEDDED[kind]) for kind in dict.fromkeys(kinds))
 
 
-def _task(spec: str | Mapping[str, Any]) -> str | dict[str, object]:
+def _task(spec: str | Mapping[str, object]) -> str | dict[str, object]:
     """A preset that asks for text asks for less of it; other tasks stay as they are."""
     from dollartune.tasks.registry import presets
 

@@ -23,7 +23,7 @@ from dollartune.tasks.registry import task_names
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def study_schema() -> dict[str, Any]:
+def study_schema() -> dict[str, object]:
     """The schema as data (JSON schema, draft 2020-12)."""
     schema = StudySettings.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
     task = TaskConfig.model_json_schema(ref_template="#/$defs/{model}")
@@ -75,7 +75,7 @@ def study_schema() -> dict[str, Any]:
     }
 
 
-def _method() -> dict[str, Any]:
+def _method() -> dict[str, object]:
     """A method: its name, a call such as `lora(rank=8)`, or a mapping from the name to settings, each a value or a list."""
     names = [name for method in named_methods() for name in (method.name, *method.aliases)]
     settings = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
@@ -39,7 +38,7 @@ INSIDE = {
 """The same inside `task:`."""
 
 
-def study_text(study: Mapping[str, Any], head: str, schema: str) -> str:
+def study_text(study: Mapping[str, object], head: str, schema: str) -> str:
     """The file's text.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -189,7 +189,7 @@ SHOWN = (
 """Columns of the leaderboard that a notebook shows."""
 
 
-def _beside(settings: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+def _beside(settings: Mapping[str, object], row: Mapping[str, object]) -> dict[str, object]:
     """Settings as further columns; one that is called as a column of ours gets `setting_` before its name."""
     return {f"setting_{key}" if key in row else key: value for key, value in settings.items()}
 

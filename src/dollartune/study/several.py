@@ -30,7 +30,7 @@ class BoardBeside:
     board: Board
     comparison: Comparison | None
     """All variants of both; None where they were not tested on the same rows."""
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[dict[str, str | float | None], ...]
     """label, the score of each study by its name, their difference; none where the two measured something else."""
     note: str | None
 
@@ -66,7 +66,7 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     raise UserError(f"{first} and {second} are the same study.")
 
 
-def _listed(common: dict[Board, Any]) -> str:
+def _listed(common: Mapping[Board, object]) -> str:
     return ", ".join(f"{task} ({rows or 'all'} rows)" for task, rows in common) or "nothing"
 
 
@@ -99,15 +99,13 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
             outcomes = {label: outcome.first(common) for label, outcome in outcomes.items()}
         paired = draws_rows(everything)
         comparison = compare(outcomes, paired_seeds=paired) if len(outcomes) > 1 else None
-    rows = []
+    rows: list[dict[str, str | float | None]] = []
     for label in labels:
-        row: dict[str, Any] = {"label": label}
-        for name, (_, variants) in sides:
-            scores = [record.test.score for record in variants.get(label, ())]
-            row[name] = fmean(scores) if scores else None
-        a, b = (row[name] for name in names)
-        row["difference"] = b - a if a is not None and b is not None and metrics[0] == metrics[1] else None
-        rows.append(row)
+        scores = {name: [record.test.score for record in variants.get(label, ())] for name, (_, variants) in sides}
+        means = {name: fmean(of_seeds) if of_seeds else None for name, of_seeds in scores.items()}
+        a, b = (means[name] for name in names)
+        difference = b - a if a is not None and b is not None and metrics[0] == metrics[1] else None
+        rows.append({"label": label, **means, "difference": difference})
     return BoardBeside(board, comparison, tuple(rows), note)
 
 
@@ -191,9 +189,9 @@ def _differing(one: StudySettings, other: StudySettings) -> list[str]:
     return [f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, object], before: str = "") -> dict[str, object]:
     """Mappings in mappings as dotted keys, as `--set` takes them."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
     return flat

@@ -26,7 +26,7 @@ class Tracker(Protocol):
     def measure(self, trial: Trial, step: int, values: Mapping[str, float]) -> None:
         """Losses at an optimizer step."""
 
-    def finish(self, trial: Trial, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def finish(self, trial: Trial, facts: Mapping[str, object], scores: Mapping[str, float]) -> None:
         """The trial's settings and scores."""
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class TensorBoard:
         for name, value in values.items():
             self._writer(trial).add_scalar(name, value, step)
 
-    def finish(self, trial: Trial, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def finish(self, trial: Trial, facts: Mapping[str, object], scores: Mapping[str, float]) -> None:
         named = {f"test/{name}": value for name, value in scores.items()}
         # In the trial's own folder: by default TensorBoard makes another run, named by the time.
         self._writer(trial).add_hparams({k: str(v) for k, v in facts.items()}, named, run_name=".")
@@ -82,7 +82,7 @@ class WeightsAndBiases:
     def measure(self, trial: Trial, step: int, values: Mapping[str, float]) -> None:
         self._start(trial).log(dict(values), step=step)
 
-    def finish(self, trial: Trial, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def finish(self, trial: Trial, facts: Mapping[str, object], scores: Mapping[str, float]) -> None:
         self._start(trial).summary.update({**facts, **{f"test/{name}": value for name, value in scores.items()}})
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class MLflow:
             # A slash in MLflow makes a folder of metrics.
             self.client.log_metric(self._run(trial), name.replace("/", "."), value, step=step)
 
-    def finish(self, trial: Trial, facts: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    def finish(self, trial: Trial, facts: Mapping[str, object], scores: Mapping[str, float]) -> None:
         run = self._run(trial)
         for name, value in facts.items():
             # MLflow refuses parameters above 500 characters (6,000 in newer servers); the record has the whole value.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dollartune.trials.record import TrialRecord
 
 
-def varying_settings(records: Sequence[TrialRecord]) -> dict[str, dict[str, Any]]:
+def varying_settings(records: Sequence[TrialRecord]) -> dict[str, dict[str, object]]:
     """Label -> setting -> value, for each setting that has two values or more among the variants of one method.
 
     A combination's settings carry the method's name before them, as in `lora.rank`. Where a method has no such setting, or one
@@ -48,13 +48,13 @@ def shown_labels(records: Sequence[TrialRecord]) -> dict[str, str]:
     return shown if len(set(shown.values())) == len(shown) else plain
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _settings(methods: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _settings(methods: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Flat, without the names of the methods."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for method in methods:
         prefix = f"{method['method']}." if len(methods) > 1 else ""
         settings |= {f"{prefix}{key}": value for key, value in method.items() if key != "method"}
