@@ -65,7 +65,6 @@ NO_MARGINS: dict[str, str] = {
     "engines/local.py:LocalEngine.slots": "one process does one cohort at a time",
     "engines/measure_cost.py:8": "rows that the trainer wants and nobody looks at",
     "engines/measure_cost.py:16": "rows of a measurement: a few more or fewer make it a little more or less exact",
-    "engines/ray.py:10.0 taken away": "more checkpoints cost only their writing",
     "engines/ray.py:LOOK_SECONDS": "how often it is looked: any short time does",
     "engines/ray_cluster.py:1e-09 doubled": "any tiny number bears the rounding of a fraction",
     "engines/trial_context.py:32": "default of an argument that only measurements of eight rows leave out",

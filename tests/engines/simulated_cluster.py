@@ -23,6 +23,8 @@ from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import plan
 from dollartune.trials.trial import Trial
 
+CHECKPOINT_SECONDS = 10.0
+
 
 class RayError(Exception):
     """Something was lost."""
@@ -82,9 +84,11 @@ class Work:
     late: float = 0.0
     """How long after its time limit a worker is done: it closes its books, and the driver hears of it."""
     checkpoints: bool = True
-    """As often as the engine wants them."""
+    """Every `CHECKPOINT_SECONDS`."""
     crashes: bool = False
     """It loses its process five seconds after it has loaded."""
+    crashes_at_end: bool = False
+    """It loses its process once it has left all records."""
     error: Exception | None = None
     """What Ray says of a bug that ends its call once it has loaded."""
 
@@ -160,8 +164,6 @@ class Worker:
 
     def _for(self, seconds: float, kind: str, trial: Trial | None, then: Callable[[], None], saves: bool) -> None:
         """Works for so long, second by second."""
-        assert self.job is not None
-        every = self.job.checkpoint_seconds
 
         def second(number: int) -> None:
             left = seconds - number
@@ -172,7 +174,7 @@ class Worker:
 
         def step(number: int) -> None:
             self._spend(kind, trial, 1.0)
-            if saves and number % every == 0:
+            if saves and number % CHECKPOINT_SECONDS == 0:
                 self._book(True, lambda: second(number))
             else:
                 second(number)
@@ -221,6 +223,9 @@ class Worker:
                 self._book(False, end)
 
         def end() -> None:
+            if self.work.crashes_at_end:
+                self.cluster.lose(self)
+                return
             self.job = None
             self.call.set(None)
 
@@ -347,7 +352,7 @@ class SimulatedStudy:
         self.trials, tasks, _ = plan(settings)
         self.ledger = Ledger(clock=cluster.clock, own_price=0.0, heartbeat_seconds=0, **ledger)
         self.records: dict[str, Any] = {}
-        self.engine = RayEngine(self, settings, tasks, 0, cluster, Display(), cluster.clock)  # type: ignore[arg-type]
+        self.engine = RayEngine(self, settings, tasks, 0, cluster, Display())  # type: ignore[arg-type]
 
     def run(self, *cohorts: Cohort) -> None:
         with self.ledger.book("other"):

@@ -1,10 +1,13 @@
 """The parts of the Ray engine that need no cluster: who is reached, what machines cost, what travels, what is said."""
 
 import asyncio
+import itertools
 import pickle
 import socket
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +17,23 @@ import torch
 from PIL import Image
 
 from dollartune.budget.deadline import BudgetSpent
+from dollartune.budget.journal import Piece
+from dollartune.budget.ledger import Ledger
+from dollartune.budget.prices import find_price
 from dollartune.config import EngineSettings
 from dollartune.engines import ray_cluster as cluster_module
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.engines.display import TrialInTraining
 from dollartune.engines.ray import read_by_training, with_whole_paths
 from dollartune.engines.ray_cluster import Channel, Cluster
-from dollartune.engines.ray_worker import RayWorker, RemoteDriver
+from dollartune.engines.ray_worker import Job, RayWorker, RemoteDriver
+from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.select_engine import cluster_of
 from dollartune.errors import UserError
 from dollartune.study_file import load_study
 from dollartune.tasks.mixture import MixedRows, Mixture
 from dollartune.tasks.registry import load_task
+from dollartune.trials.expand import plan
 
 # Reaching a cluster
 
@@ -70,8 +78,6 @@ def test_the_command_line_names_engines(study_of: Any) -> None:
 
 
 def test_an_engine_is_no_part_of_a_trial(study_of: Any) -> None:
-    from dollartune.trials.expand import plan
-
     here, there = plan(load_study(study_of()))[0], plan(on_ray(study_of, gpus=0.25))[0]
     assert [trial.identifier for trial in here] == [trial.identifier for trial in there]
 
@@ -136,11 +142,9 @@ def test_prices_are_read_off_labels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch, (4, 0, {"dollartune-price": "2.49"}), (2, 0, {"dollartune-machine": "h100"}), (2, 0, {}), (0, 0, {}),
         price=1.5,
     )  # fmt: skip
-    prices = [node.price_per_hour for node in found.nodes().values()]
-    assert prices[0] == 2.49
-    assert prices[1] > 0
-    assert prices[2:] == [1.5, 0.0]  # a machine without room costs what its label says
-    assert found.slot_price == max(2.49 / 4, prices[1] / 2, 1.5 / 2)
+    prices = [node.slot_price for node in found.nodes().values()]
+    assert prices == [2.49 / 4, find_price(None, "h100") / 2, 1.5 / 2], "one without room costs nothing"
+    assert found.slot_price == max(prices)
     with pytest.raises(UserError, match=r"machine 10\.0\.0\.0 of the cluster: 'cheap' is not a price"):
         cluster(monkeypatch, (4, 0, {"dollartune-price": "cheap"}))
 
@@ -271,16 +275,19 @@ class Called:
 
 
 def cohort_of(*names: str) -> Any:
-    return Cohort(tuple(SimpleNamespace(identifier=name) for name in names))  # type: ignore[arg-type]
+    trials = [SimpleNamespace(identifier=name, variant=SimpleNamespace(group="lora")) for name in names]
+    return Cohort(tuple(trials))  # type: ignore[arg-type]
 
 
-def driver_of(recorded: str = "", **answers: Any) -> tuple[RemoteDriver, list[float]]:
+def driver_of(recorded: str = "", earlier: Sequence[Piece] = (), **answers: Any) -> tuple[RemoteDriver, list[float]]:
     now = [0.0]
     job: Any = SimpleNamespace(
         identifier="j", cohort=cohort_of("a", "b", "c"), settings=SimpleNamespace(budget=None), folder=Path("trials"),
-        shared=(Path("/nowhere"),), clock=lambda: now[0], recorded=frozenset(recorded),
+        shared=(Path("/nowhere"),), recorded=frozenset(recorded), earlier=earlier,
     )  # fmt: skip
-    return RemoteDriver(job, Called(**answers), "node"), now
+    driver = RemoteDriver(job, Called(**answers), "node")
+    driver.ledger.clock = lambda: now[0]
+    return driver, now
 
 
 def test_a_job_begins_at_the_price_of_its_machine_and_with_what_is_left_then() -> None:
@@ -321,6 +328,19 @@ def test_what_is_recorded_is_not_done_again_and_each_second_is_told_once() -> No
     assert [arguments[1] for arguments in driver.channel.of("leave")] == ["record"]
 
 
+def test_what_was_booked_before_is_in_what_a_trial_cost_and_neither_told_nor_held_against_its_limit() -> None:
+    before = Piece("lost", 0, "lost-b1", "tune", "a", "lora", 6.0, 3600.0, 0.0, attempt=2)
+    driver, now = driver_of(earlier=[before], begin=(7200.0, 10.0))
+    with driver.ledger.book("tune", trial="a"):
+        now[0] = 4.0
+        assert driver.ledger.remaining() == 6.0
+    driver.book()
+    assert [piece.seconds for pieces, *_ in driver.channel.of("book") for piece in pieces] == [4.0]
+    cost = RecordWriter(driver.job.settings, driver, 0).cost(driver.job.cohort.trials[0])
+    assert (cost.seconds, cost.dollars) == (10.0, 6.0 + 8.0)
+    assert driver.ledger.shares_of("a")["lost-b1"] == 1.0, "features that it read are its own"
+
+
 def test_who_pays_for_what_stays_is_told_before_it_is_made() -> None:
     driver, now = driver_of()
     with driver.ledger.book("tune", trial="a"):
@@ -347,6 +367,24 @@ def test_a_training_is_told_once_a_second_and_what_happens_once_is_told_at_once(
         ["training", (), [state]], ["training", (), [state]], ["note", "it begins fresh"], ["validated", "a", "validation"],
         ["evaluating", "a"],
     ]  # fmt: skip
+
+
+def test_a_worker_whose_loading_uses_up_the_money_leaves_a_record_that_says_so(
+    study_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dollartune[ray]'")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    clock = itertools.count(0.0, 40.0)  # each look at it is so much later
+    monkeypatch.setattr("dollartune.engines.ray_worker.Ledger", partial(Ledger, clock=lambda: next(clock)))
+    settings = load_study(study_of(methods=["bitfit"]))
+    (trial,), (task,), _ = plan(settings)
+    channel = Called(begin=(2.0, 60.0))
+    worker = RayWorker(settings, [task.without_rows()], 0, channel, Path.cwd(), torch.get_num_threads(), 0.0)
+    job = Job("j", Cohort((trial,)), settings, False, tmp_path / "trials", (), frozenset(), ())
+    worker.run(job, task.splits(trial.scale, settings.data_seed, settings.evaluation.rows, trial.draw))
+    ((_, record, _),) = channel.of("leave")
+    assert record.error.kind == "budget"
+    assert "the budget was used up while the backbone and the data were loaded" in record.error.message
 
 
 def test_nothing_of_ray_is_imported_unless_it_is_asked_for() -> None:

@@ -132,12 +132,11 @@ def test_the_next_attempt_is_told_what_the_lost_one_paid_for(study: Any) -> None
     one = study(only, methods=("bitfit",), limit_dollars=100.0, price_per_hour=HOUR)
     one.run()
     (trial,), (first, second) = one.trials, only.jobs
-    assert first.shares_before == {trial.identifier: {}}
-    # what it told, until its last checkpoint, and what ran since then
-    assert [name for name in second.shares_before[trial.identifier] if name.endswith(" tune")]
-    assert set(second.shares_before[trial.identifier].values()) == {1.0}
-    told = sum(p.seconds for p in one.ledger.pieces()[0] if p.booking in second.shares_before[trial.identifier])
-    assert told == pytest.approx(second.spent_before[trial.identifier].seconds)
+    assert first.earlier == []
+    # what it told, until its last checkpoint, and what ran since then; without loading, which is nobody's
+    assert {piece.category for piece in second.earlier} == {"tune", "failure"}
+    assert {piece.trial for piece in second.earlier} == {trial.identifier}
+    assert sum(piece.seconds for piece in second.earlier) == pytest.approx(40.0 - 5.0 - 3.0, abs=1.0)
 
 
 def test_a_validation_that_is_made_again_after_a_loss_is_shown_once(study: Any) -> None:
@@ -210,6 +209,17 @@ def test_workers_that_were_lost_while_they_had_no_work_take_no_cohort_down(study
     one.engine.close()
     assert one.ends() == ["done"] * 7
     assert len(cluster.used) == 7, "the others were not tried one after the other"
+
+
+@pytest.mark.parametrize("purpose", ["final", "evaluate"])
+def test_a_cohort_whose_worker_is_lost_after_its_last_record_is_done(study: Any, purpose: Any) -> None:
+    one = study(two(work=lambda node: Work(train=5.0, crashes_at_end=True)))
+    if purpose == "evaluate":
+        one.records = {trial.identifier: "tried" for trial in one.trials}
+    one.time_limit = lambda cohort, costs: TimeLimit(math.inf)
+    one.run(*(Cohort((trial,), purpose) for trial in one.trials))
+    assert one.ends() == ["done", "done"]
+    assert len(one.cluster.jobs) == 2, "none was begun again"
 
 
 def test_a_machine_that_joins_is_used(study: Any) -> None:

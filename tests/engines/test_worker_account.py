@@ -20,7 +20,7 @@ from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.worker_account import WorkerAccount
 from dollartune.errors import UserError
 from dollartune.train.features import KnownRow
-from dollartune.trials.record import Cost, TrialRecord, record_of
+from dollartune.trials.record import TrialRecord, record_of
 
 NOTHING: frozenset[str] = frozenset()
 A: Any = SimpleNamespace(identifier="a", variant=SimpleNamespace(group="lora"))
@@ -241,20 +241,22 @@ def test_a_record_costs_what_was_paid_at_the_time(tmp_path: Path) -> None:
             ledger.add("tune", seconds, trial="a", method="lora")
     no: Any = None
     driver: Any = SimpleNamespace(ledger=ledger)
-    before = {"a": Cost(seconds=4.0, dollars=1.0)}
-    cost = RecordWriter(no, driver, 0, before).cost(A)
-    assert (cost.seconds, cost.dollars, cost.price_per_hour) == (15.0, 13.0, 7200.0)
+    cost = RecordWriter(no, driver, 0).cost(A)
+    assert (cost.seconds, cost.dollars, cost.price_per_hour) == (11.0, 12.0, 7200.0)
 
 
 def test_features_that_an_earlier_attempt_paid_for_are_its_own(clock: Clock) -> None:
-    """The worker that goes on after a loss has a ledger of its own, and is told which bookings were the trial's."""
-    study, worker = Ledger(clock=clock), Ledger(clock=clock)
+    """The worker that goes on after a loss has a ledger of its own, which begins with the bookings that were the trial's."""
+    study = Ledger(clock=clock)
     study.append(tuned(6.0, 0))
     study.append(Piece("machine", 1, "machine-b1", "tune", "b", "ia3", 2.0, 0.0, 0.0))
+    study.append(Piece("machine", 2, "machine-b2", "tune", "b", "ia3", 5.0, 0.0, 0.0))
+    worker = Ledger(clock=clock, earlier=study.bookings_of("a"))
+    assert [piece.number for piece in worker.pieces()[0]] == [0, 1], "whole bookings, and no other"
     driver: Any = SimpleNamespace(ledger=worker, paying=worker.innermost)
     rows = {KnownRow(torch.zeros(1), 4.0, name) for name in ("machine-b1", "of another study")}
     store: Any = SimpleNamespace(noting=lambda booking: nullcontext({*rows, KnownRow(torch.zeros(1), 1.0, booking())}))
-    account = FeatureAccount(driver, {"a": study.shares_of("a")})
+    account = FeatureAccount(driver)
     with worker.book("tune", trial="a"), account.reading(store, [A]):
         clock.now += 1.0
     assert account.seconds(A) == (9.0, 0.75 * 4.0 + 1.0)

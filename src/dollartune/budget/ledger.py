@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +80,8 @@ class Ledger:
             only turns seconds into money where a budget is divided.
         heartbeat_seconds: how much time a `kill -9` may lose; 0 leaves the heartbeat to the caller.
         kept_seconds: of the whole study, for what follows it (the report): `remaining` leaves them out.
+        earlier: pieces of another ledger (`bookings_of`) for trials that go on here: part of what these have cost (`totals`), not
+            of what is spent here.
 
     Raises:
         UserError: a negative price or limit, or another process writing the same file.
@@ -95,6 +97,7 @@ class Ledger:
     heartbeat_seconds: float = 1.0
     own_price: float | None = None
     kept_seconds: float = 0.0
+    earlier: Sequence[Piece] = ()
     session: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     def __post_init__(self) -> None:
@@ -111,12 +114,13 @@ class Ledger:
         self._mark_wall = 0.0
         self._number = 0
         self._journal = Journal(Path(self.path)) if self.path is not None else None
-        self._pieces: list[Piece] = self._journal.pieces if self._journal else []
+        here = self._journal.pieces if self._journal else []
+        self._pieces: list[Piece] = [*self.earlier, *here]
         self._failed: set[str] = self._journal.failed if self._journal else set()
         self._attempts: dict[str, int] = {}
         for piece in self._pieces:
             self._note_attempt(piece)
-        self._sums = RunningSums(self._pieces)
+        self._sums = RunningSums(here)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -209,10 +213,11 @@ class Ledger:
             self._elsewhere.remove(work)
 
     def settled(self, after: int) -> tuple[list[Piece], frozenset[str]]:
-        """Ends the running piece and begins another: all pieces but the first `after`, and the bookings that failed."""
+        """Ends the running piece and begins another: all pieces of this ledger but the first `after`, and the bookings that
+        failed."""
         with self.lock:
             self._settle()
-            return self._pieces[after:], frozenset(self._failed)
+            return self._pieces[len(self.earlier) + after :], frozenset(self._failed)
 
     def append(self, piece: Piece) -> None:
         """Books a finished piece of another machine's ledger, once: it keeps its session and number."""
@@ -284,21 +289,25 @@ class Ledger:
     def shares_of(self, trial: str) -> dict[str, float]:
         """Booking -> which part of it is in what a trial has cost (`Totals.by_trial`): 1 of one for this trial alone. Those of
         earlier attempts are not there."""
-        with self.lock:
-            pieces, attempt = [*self._pieces, *self._running()], self._attempt(trial)
         own: dict[str, list[float]] = {}
-        for piece in pieces:
-            if piece.trial == trial and piece.attempt == attempt:
+        every: dict[str, list[float]] = {}
+        for piece in self.bookings_of([trial]):
+            every.setdefault(piece.booking, []).append(piece.seconds)
+            if piece.trial == trial and piece.attempt == self._attempt(trial):
                 own.setdefault(piece.booking, []).append(piece.seconds)
-        every: dict[str, list[float]] = {booking: [] for booking in own}
-        for piece in pieces:
-            if piece.booking in every:
-                every[piece.booking].append(piece.seconds)
         # Where no time has passed, as by a clock that stands still, by the number of those who share it.
         return {
             booking: sum(own[booking]) / sum(all_of) if sum(all_of) else len(own[booking]) / len(all_of)
             for booking, all_of in every.items()
         }
+
+    def bookings_of(self, trials: Iterable[str]) -> list[Piece]:
+        """The pieces of all bookings in which the newest attempts at these trials have a part, those of other trials too."""
+        with self.lock:
+            attempts = {trial: self._attempt(trial) for trial in trials}
+            pieces = [*self._pieces, *self._running()]
+        bookings = {p.booking for p in pieces if p.trial is not None and attempts.get(p.trial) == p.attempt}
+        return [piece for piece in pieces if piece.booking in bookings]
 
     @property
     def limited(self) -> bool:

@@ -149,10 +149,12 @@ class Driver(Protocol):
 class Engine(Protocol):
     """Runs cohorts of trials."""
 
-    slots: int
-    """How many cohorts it runs at the same time."""
     device: str
     """Kind of device that trains: `cpu` or `cuda`."""
+
+    @property
+    def slots(self) -> int:
+        """How many cohorts it runs at the same time."""
 
     def run(self, cohorts: Iterable[Cohort]) -> None:
         """Runs cohorts. When it returns, each trial of them has been left with the driver, and its time is booked."""

@@ -10,7 +10,6 @@ have no steps, so a timer interrupts them (`stage_limits`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +39,7 @@ from dollartune.train.out_of_memory import halved_after_out_of_memory, is_out_of
 from dollartune.train.solve import FEATURE_ROWS, solve
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import failed_record, scored_record, validation_result
-from dollartune.trials.record import Cost, Measured, Memory, RequestFacts
+from dollartune.trials.record import Measured, Memory, RequestFacts
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -65,24 +64,16 @@ class CohortWorker:
         driver: where records, adapters and checkpoints go, and whose ledger books its time: the study's, or one in memory
             whose limit is the cohort's time limit.
         display: who shows progress.
-        spent_before: by trial, what earlier attempts at it have cost that the ledger knows nothing of.
-        shares_before: by trial and booking, which part of it is in that.
     """
 
     def __init__(
-        self,
-        settings: StudySettings,
-        contexts: ContextCache,
-        driver: Driver,
-        display: Display | None = None,
-        spent_before: Mapping[str, Cost] | None = None,
-        shares_before: Mapping[str, Mapping[str, float]] | None = None,
+        self, settings: StudySettings, contexts: ContextCache, driver: Driver, display: Display | None = None
     ) -> None:
         self.settings, self.contexts, self.ledger, self.driver = settings, contexts, driver.ledger, driver
         self.display = display or Display()
         self.limits = StageLimits(settings, self.ledger)
         self.scorer = TrialScorer(settings, driver, self.display, self.limits)
-        self.writer = RecordWriter(settings, driver, contexts.places, spent_before, shares_before)
+        self.writer = RecordWriter(settings, driver, contexts.places)
         self._requests: dict[tuple[int, str], RequestFacts] = {}
         """By backbone and methods: what a request takes, where the study limits that."""
 

@@ -9,7 +9,7 @@ A store of features knows for each row what it took and under which booking; the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,10 @@ if TYPE_CHECKING:
 
 
 class FeatureAccount:
-    """Of the trials of one cohort at a time.
+    """Of the trials of one cohort at a time."""
 
-    Args:
-        shares_before: by trial and booking, which part of it is in what the trial has cost, where the driver's ledger does not
-            know the booking.
-    """
-
-    def __init__(self, driver: Driver, shares_before: Mapping[str, Mapping[str, float]] | None = None) -> None:
-        self.driver, self.shares_before = driver, shares_before or {}
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
         self._rows: dict[str, set[KnownRow]] = defaultdict(set)
         self._before: dict[str, Cost] = {}
 
@@ -59,7 +54,7 @@ class FeatureAccount:
             by_booking[row.booking] += row.seconds
         booked = 0.0
         if by_booking:  # most methods read none, and a ledger is long
-            shares = {**self.shares_before.get(trial.identifier, {}), **self.driver.ledger.shares_of(trial.identifier)}
+            shares = self.driver.ledger.shares_of(trial.identifier)
             booked = sum(took * shares.get(booking, 0.0) for booking, took in by_booking.items())
         before = self._before.get(trial.identifier)
         if before is None:

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import math
 import re
-import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.backbones.gguf import is_gguf
-from dollartune.backbones.locate import is_own_name
+from dollartune.backbones.locate import from_anywhere
 from dollartune.budget.deadline import BudgetSpent, closing_seconds
 from dollartune.engines.base import Cohort, Driver, EvaluationCost, TimeLimit
 from dollartune.engines.ray_worker import Job, RayWorker
@@ -69,11 +67,9 @@ class _Run:
     """Trials that have left a record; one that is to be evaluated has that of its search alone."""
     shown: dict[str, int] = field(default_factory=dict)
     """Trial -> step of the last validation that the display was told: after a loss those since the checkpoint come again."""
-    # At a worker
+    # At a worker: the actor, and Ray's reference to what its call will return
     worker: Any = None
-    """The actor."""
     call: Any = None
-    """Ray's reference to what its call will return."""
     account: WorkerAccount | None = None
     """None until it has begun: only then its machine and price are known."""
 
@@ -89,40 +85,19 @@ class _Run:
 
 
 class RayEngine:
-    """Runs cohorts on the machines of a Ray cluster.
-
-    Args:
-        driver: whom to ask for time limits, and with whom records are left.
-        settings: the study.
-        tasks: of the study, with their rows.
-        places: places in each input that stay free for virtual tokens.
-        cluster: the machines.
-        display: who shows progress.
-        clock: seconds that never run backwards.
-    """
+    """Runs cohorts on the machines of a Ray cluster. Its arguments are those of `select_engine.engine_for`."""
 
     def __init__(
-        self,
-        driver: Driver,
-        settings: StudySettings,
-        tasks: Iterable[Task],
-        places: int,
-        cluster: Cluster,
+        self, driver: Driver, settings: StudySettings, tasks: Sequence[Task], places: int, cluster: Cluster,
         display: Display,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.driver, self.settings, self.tasks, self.places = driver, with_whole_paths(settings), list(tasks), places
-        self.cluster, self.display, self.clock, self.ray = cluster, display, clock, cluster.ray
+    ) -> None:  # fmt: skip
+        self.driver, self.settings, self.tasks, self.places = driver, with_whole_paths(settings), tasks, places
+        self.cluster, self.display, self.ray, self.clock = cluster, display, cluster.ray, driver.ledger.clock
         self.device = "cuda" if cluster.gpus else "cpu"
         self.writer = RecordWriter(settings, driver, places)
-        self.checkpoint_seconds = 10.0
-        """Least time between two checkpoints of a cohort: what a lost machine costs at most."""
-        self.worker_clock: Callable[[], float] = time.monotonic
         self._nodes = cluster.nodes()
-        self.slots = sum(node.slots for node in self._nodes.values())
-        self._looked = self._seen_alive = clock()
+        self._looked = self._seen_alive = self.clock()
         self._channel: Any = None
-        self._next_call: Any = None
         self._rows: dict[tuple[int, int | None, int | None], Any] = {}
         self._waiting: deque[_Run] = deque()
         self._running: dict[str, _Run] = {}
@@ -130,7 +105,9 @@ class RayEngine:
         self._idle: list[Any] = []
         """Actors without work; their backbones stay loaded."""
 
-    # The engine's verbs
+    @property
+    def slots(self) -> int:
+        return sum(node.slots for node in self._nodes.values())
 
     def run(self, cohorts: Iterable[Cohort]) -> None:
         runs = [_Run(cohort, self.settings.training) for cohort in cohorts]
@@ -148,7 +125,7 @@ class RayEngine:
         return run.result
 
     def close(self) -> None:
-        self._kill_idle()
+        self._end_idle()
         if self._channel is not None:
             self.ray.kill(self._channel)
             self._marker.unlink(missing_ok=True)
@@ -168,8 +145,7 @@ class RayEngine:
                     self._listen()
             finally:  # Ctrl-C, an error: records and checkpoints are here, the time is booked
                 self._waiting.clear()
-                for job, run in list(self._running.items()):
-                    self.ray.kill(run.worker)
+                for job in list(self._running):
                     self._leave_worker(job, lost=True)
 
     def _open(self) -> None:
@@ -182,18 +158,17 @@ class RayEngine:
         self._marker = self._folder.parent / f".shared-{uuid.uuid4().hex}"
         self._marker.touch()
         self._shared = (self._marker, *read_by_training(self.settings))
+        tasks = [task.without_rows() for task in self.tasks]
+        self._setup = (self.settings, tasks, self.places, self._channel, Path.cwd())  # of a worker
 
     def _look(self) -> None:
-        """Which machines there are."""
         if self.clock() - self._looked < LOOK_SECONDS:
             return
         self._looked = self.clock()
-        before, self._nodes = self._nodes, self.cluster.nodes()
-        for node in before.values():
-            if node.identifier not in self._nodes:
-                self.display.note(f"the machine {node.address} is lost; what ran there goes on from its checkpoints.")
-        self.slots = sum(node.slots for node in self._nodes.values())
-        if self.slots:
+        old, self._nodes = self._nodes, self.cluster.nodes()
+        for lost in old.keys() - self._nodes.keys():
+            self.display.note(f"the machine {old[lost].address} is lost; what ran there goes on from its checkpoints.")
+        if self._nodes:
             self._seen_alive = self._looked
         elif self._looked - self._seen_alive > ALONE_SECONDS:
             raise UserError(
@@ -210,22 +185,16 @@ class RayEngine:
                 self._give_up(run, BudgetSpent(unpaid))
                 continue
             settings = self.settings.model_copy(update={"training": run.training})
-            spent = {trial.identifier: self.writer.cost(trial) for trial in run.missing}
-            shares = {trial.identifier: self.driver.ledger.shares_of(trial.identifier) for trial in run.missing}
+            earlier = self.driver.ledger.bookings_of(trial.identifier for trial in run.missing)
             job = Job(
-                uuid.uuid4().hex, run.cohort, settings, run.measures, self._folder, self._shared,
-                self.checkpoint_seconds, self.worker_clock, frozenset(run.recorded), spent, shares,
+                uuid.uuid4().hex, run.cohort, settings, run.measures, self._folder, self._shared, frozenset(run.recorded), earlier
             )  # fmt: skip
-            run.account, run.worker = None, self._idle.pop() if self._idle else self._new_worker()
+            run.account = None
+            run.worker = self._idle.pop() if self._idle else self.cluster.actor(RayWorker, *self._setup)
             run.call = run.worker.run.remote(job, self._rows_of(run.cohort.trials[0]))
             self._running[job.identifier] = run
         # One that was started before a loss was noticed waits for room, which those without work have to make.
-        while self._idle and len(self._running) + len(self._idle) > self.slots:
-            self.ray.kill(self._idle.pop())
-
-    def _new_worker(self) -> Any:
-        tasks = tuple(task.without_rows() for task in self.tasks)
-        return self.cluster.actor(RayWorker, self.settings, tasks, self.places, self._channel, Path.cwd())
+        self._end_idle(self.slots - len(self._running))
 
     def _listen(self) -> None:
         """Until something happens, at most until the next look."""
@@ -238,22 +207,12 @@ class RayEngine:
                 number, job, method, arguments = self.ray.get(self._next_call)
                 self._next_call = self._channel.next.remote()
                 if job in self._running:
-                    self._channel.answer.remote(number, self._answer(self._running[job], method, arguments))
-
-    def _answer(self, run: _Run, method: str, arguments: Sequence[Any]) -> Any:
-        try:
-            return getattr(self, method)(run, *arguments)
-        except BudgetSpent as error:  # raised by the worker
-            return error
+                    self._channel.answer.remote(number, getattr(self, method)(self._running[job], *arguments))
 
     # What workers call
 
     def begin(self, run: _Run, node_id: str, missing: Path | None) -> tuple[float, float | None]:
-        """A worker has begun. Returns its price per hour, and the seconds that it may spend until it has loaded.
-
-        Args:
-            missing: what should be seen from its machine and is not.
-        """
+        """A worker has begun. Returns its price per hour, and the seconds it has to load. `missing`: what it does not see."""
         node = self.cluster.nodes().get(node_id)
         if missing is not None:
             shown = missing.parent if missing == self._marker else missing
@@ -263,10 +222,9 @@ class RayEngine:
                 hint="Put them on a disk that all machines share: dollartune run STUDY.yaml --output /shared/studies",
             )
         price = self.cluster.slot_price if node is None else node.slot_price
-        account = WorkerAccount(self.driver.ledger, price, run.cohort.trials)
-        account.granted = self._most(run, account)
-        run.account = account
-        return price, account.granted if self.driver.ledger.limited else None
+        run.account = WorkerAccount(self.driver.ledger, price, run.cohort.trials)
+        run.account.granted = self._most(run, run.account)
+        return price, run.account.granted if self.driver.ledger.limited else None
 
     def book(self, run: _Run, pieces: Sequence[Piece], failed: frozenset[str], saved: bool) -> None:
         """What was spent since the last time. `saved`: it has led to a checkpoint."""
@@ -275,16 +233,18 @@ class RayEngine:
         if saved:
             run.losses = 0
 
-    def time_limit(self, run: _Run, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
+    def time_limit(self, run: _Run, cohort: Cohort, costs: EvaluationCost) -> TimeLimit | BudgetSpent:
         """What a cohort, or what is tried of it, may spend; all seconds are the worker's. See `engines.base.Driver`."""
         assert run.account is not None
         rate = run.account.rate
-        limit = self.driver.time_limit(cohort, costs.at(rate))
+        try:
+            limit = self.driver.time_limit(cohort, costs.at(rate))
+        except BudgetSpent as error:
+            return error  # which is raised by the worker
         run.account.granted = min(limit.seconds * rate, self._most(run, run.account))
         return replace(limit, seconds=run.account.granted)
 
     def prune(self, run: _Run, trial: Trial, step: int, loss: float) -> bool:
-        """Whether a trial should end now."""
         return self.driver.prune(trial, step, loss)
 
     def leave(self, run: _Run, trial: Trial, record: TrialRecord, predictions: Sequence[Prediction]) -> None:
@@ -304,8 +264,6 @@ class RayEngine:
             run.shown[trial.identifier] = validation.step
         getattr(self.display, event)(*facts)
 
-    # Money
-
     def _most(self, run: _Run, account: WorkerAccount) -> float:
         """What a run may spend at most from now on, in its worker's seconds, so that all together keep to the budget."""
         ledger = self.driver.ledger
@@ -321,36 +279,35 @@ class RayEngine:
     # How a run ends
 
     def _ended(self, job: str) -> None:
-        run, failure = self._running[job], None
+        run = self._running[job]
         try:
             run.result = self.ray.get(run.call)
         except self.ray.exceptions.RayTaskError as error:  # of the work; the actor lives
-            failure = error.cause
+            self._leave_worker(job)
             # Its stack stayed there: Ray brings it as text, in colours.
-            failure.add_note(re.sub(r"\x1b\[[0-9;]*m", "", str(error)))
+            error.cause.add_note(re.sub(r"\x1b\[[0-9;]*m", "", str(error)))
+            self._give_up(run, error.cause)
         except self.ray.exceptions.RayError as error:
             self._leave_worker(job, lost=True)
-            self.ray.kill(run.worker)  # it may be alive, behind a connection that is not
             self._lost(run, error)
-            return
-        self._leave_worker(job)
-        self._idle.append(run.worker)
-        if failure is not None:
-            self._give_up(run, failure)
+        else:
+            self._leave_worker(job)
 
     def _leave_worker(self, job: str, lost: bool = False) -> None:
         """Its worker does nothing for a run any more, and is not answered."""
         run = self._running.pop(job)
         if run.account is not None:
             run.account.close(lost)
+        if lost:
+            self.ray.kill(run.worker)  # it may be alive, behind a connection that is not
+        else:
+            self._idle.append(run.worker)
 
     def _lost(self, run: _Run, error: Exception) -> None:
-        """Begins again, with less memory where that was missing; what is lost again and again, trial by trial.
-
-        Raises:
-            UserError: workers cannot even be started.
-        """
-        self._kill_idle()  # a lost machine took its idle workers along, and nobody says which they were
+        """Begins again, with less memory where that was missing; what is lost again and again, trial by trial."""
+        self._end_idle()  # a lost machine took its idle workers along, and nobody says which they were
+        if not (run.missing or run.measures):
+            return  # it was lost on its way from the last record to the end
         run.losses += 1
         text = str(error).strip()
         failure: Exception = ProcessLost(f"the process that ran it ended again and again: {text.splitlines()[0]}")
@@ -385,8 +342,8 @@ class RayEngine:
         if not isinstance(error, BudgetSpent):
             self.driver.checkpoints(run.cohort.name).clear()
 
-    def _kill_idle(self) -> None:
-        while self._idle:
+    def _end_idle(self, keep: int = 0) -> None:
+        while len(self._idle) > max(0, keep):
             self.ray.kill(self._idle.pop())
 
     def _rows_of(self, trial: Trial) -> Any:
@@ -402,33 +359,23 @@ class RayEngine:
 
 def with_whole_paths(settings: StudySettings) -> StudySettings:
     """The same settings for a process in another folder, of another user, that sees the same disk."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).expanduser().resolve()) if path else path
+
     backbones = tuple(
-        one.model_copy(update={"name": _whole_backbone(one.name), "anatomy": _whole(one.anatomy, user=True)})
+        one.model_copy(update={"name": from_anywhere(one.name), "anatomy": whole(one.anatomy)})
         for one in settings.backbones
     )
-    evaluation = settings.evaluation.model_copy(update={"general_text": _whole(settings.evaluation.general_text)})
-    changes = {"backbones": backbones, "evaluation": evaluation, "begin_with": _whole(settings.begin_with)}
-    return settings.model_copy(update={**changes, "output": _whole(settings.output)})
-
-
-def _whole(path: str | None, user: bool = False) -> str | None:
-    """`user`: a leading ~ is the user's home, as it is on one machine."""
-    if not path:
-        return path
-    return str((Path(path).expanduser() if user else Path(path)).resolve())
-
-
-def _whole_backbone(name: str) -> str:
-    path = Path(name).expanduser()
-    # A folder may be called as a known model, which is then what the name means; one of the hub is no path.
-    return name if is_own_name(name) or not (path.is_dir() or is_gguf(path)) else str(path.resolve())
+    evaluation = settings.evaluation.model_copy(update={"general_text": whole(settings.evaluation.general_text)})
+    changes = {"backbones": backbones, "evaluation": evaluation, "begin_with": whole(settings.begin_with)}
+    return settings.model_copy(update={**changes, "output": whole(settings.output)})
 
 
 def read_by_training(settings: StudySettings) -> tuple[Path, ...]:
     """Files and folders outside the package that workers read, of settings with whole paths."""
-    named = [settings.begin_with, settings.evaluation.general_text]
-    named += [name for one in settings.backbones for name in (one.name, one.anatomy)]
-    paths = [Path(name) for name in named if name]
+    backbones = [name for one in settings.backbones for name in (one.name, one.anatomy)]
+    paths = [Path(name) for name in (*backbones, settings.begin_with, settings.evaluation.general_text) if name]
     # Spelled in a method, a path is part of a trial's name: it stays as it is, and counts from the driver's folder.
     methods = (method for variant in variants(settings.methods) for method in variant.build())
     paths += [Path.cwd() / folder for method in methods for folder in getattr(method.config, "adapters", ())]

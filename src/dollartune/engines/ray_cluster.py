@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.prices import find_price, parse_price
+from dollartune.budget.prices import find_price
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ class Channel:
         self._numbers = itertools.count()
 
     async def call(self, job: str, method: str, *arguments: Any) -> Any:
-        """Returns the driver's answer."""
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         self._calls.put_nowait((number, job, method, arguments))
@@ -48,7 +47,6 @@ class Channel:
         return await self._calls.get()
 
     async def answer(self, number: int, answer: Any) -> None:
-        """The driver answers a call."""
         self._answers.pop(number).set_result(answer)
 
 
@@ -61,13 +59,8 @@ class Node:
     address: str
     slots: int
     """Cohorts that it runs at the same time."""
-    price_per_hour: float
-    """Of the whole machine."""
-
-    @property
-    def slot_price(self) -> float:
-        """Dollars per hour of what one cohort occupies."""
-        return self.price_per_hour / max(1, self.slots)
+    slot_price: float
+    """Dollars per hour of what one cohort occupies."""
 
 
 class Cluster:
@@ -91,7 +84,7 @@ class Cluster:
         resources = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         has_gpus = any(one.get("GPU", 0) > 0 for one in resources)
         self.gpus = settings.gpus if settings.gpus is not None else float(has_gpus)
-        if not any(node.slots for node in self.nodes().values()):
+        if not self.nodes():
             self.close()
             have = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in resources)
             raise UserError(
@@ -101,14 +94,14 @@ class Cluster:
             )
 
     def nodes(self) -> dict[str, Node]:
-        """Machines that are alive now, by Ray's name."""
+        """Machines that are alive now and have room for a cohort, by Ray's name."""
         alive = [self._node(node) for node in self.ray.nodes() if node["Alive"]]
-        return {node.identifier: node for node in alive}
+        return {node.identifier: node for node in alive if node.slots}
 
     @property
     def slot_price(self) -> float:
         """Dollars per hour of what a cohort occupies on the dearest machine: the price at which budgets are divided."""
-        return max((node.slot_price for node in self.nodes().values() if node.slots), default=self.default_price)
+        return max((node.slot_price for node in self.nodes().values()), default=self.default_price)
 
     def actor(self, kind: type, *arguments: Any) -> Any:
         """Starts an actor on a part of a machine, and gives it that part's threads and GPUs. Machines take turns."""
@@ -141,31 +134,23 @@ class Cluster:
 
     def _node(self, node: Mapping[str, Any]) -> Node:
         resources, labels = node["Resources"], node.get("Labels") or {}
-        room = [resources.get("CPU", 0.0) / self.cpus]
+        room, gpus = resources.get("CPU", 0.0) / self.cpus, resources.get("GPU", 0.0)
         if self.gpus > 0:
-            room.append(_gpu_slots(resources.get("GPU", 0.0), self.gpus))
+            # 0.3 of a GPU fit three times into each: the tenth that is left of two is no fifth of a GPU.
+            room = min(room, gpus * int(1 / self.gpus) if self.gpus < 1 else gpus / self.gpus)
         # 33 / 1.1 is 29.999999999999996.
-        slots = int(min(room) + 1e-9)
-        price = self.default_price if slots else 0.0
+        slots, price = int(room + 1e-9), self.default_price
         try:
-            if PRICE_LABEL in labels:
-                price = parse_price(labels[PRICE_LABEL])
-            elif MACHINE_LABEL in labels:
-                price = find_price(None, labels[MACHINE_LABEL])
+            if PRICE_LABEL in labels or MACHINE_LABEL in labels:
+                price = find_price(labels.get(PRICE_LABEL), labels.get(MACHINE_LABEL))
         except UserError as error:
             raise UserError(
                 f"machine {node['NodeManagerAddress']} of the cluster: {error.message}", error.hint
             ) from None
-        return Node(node["NodeID"], node["NodeManagerAddress"], slots, price)
+        return Node(node["NodeID"], node["NodeManagerAddress"], slots, price / max(1, slots))
 
 
 _START = "Start one: `ray start --head --port 6379` here, `ray start --address HOST:6379` on every other machine."
-
-
-def _gpu_slots(have: float, wanted: float) -> float:
-    """Parts of a GPU cannot be put together from several GPUs."""
-    # 0.3 of a GPU fit three times into each, and the tenth that is left of two is no fifth of a GPU.
-    return have * int(1 / wanted) if wanted < 1 else have / wanted
 
 
 def _import_ray() -> Any:
@@ -182,11 +167,7 @@ def _import_ray() -> Any:
 
 
 def _knock(address: str) -> None:
-    """Looks whether anybody answers.
-
-    Raises:
-        UserError: nobody does, or it is no address.
-    """
+    """Raises a `UserError` where nobody answers, or where it is no address."""
     match = re.fullmatch(r"(?:ray://)?(\[[^]]+\]|[^:/]+):(\d+)", address)
     if match is None:
         raise UserError(f"{address!r} is not the address of a Ray cluster.", hint="HOST:6379, ray://HOST:10001 or auto")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.record import read_record
 
 if TYPE_CHECKING:
+    from dollartune.budget.journal import Piece
     from dollartune.config import StudySettings
     from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
     from dollartune.engines.display import TrialInTraining
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dollartune.planner.trial_cost import TrialCost
     from dollartune.tasks.base import Splits, Task
     from dollartune.train.progress import Validation
-    from dollartune.trials.record import Cost, TrialRecord
+    from dollartune.trials.record import TrialRecord
     from dollartune.trials.trial import Trial
 
 REPORT_SECONDS = 1.0
@@ -52,42 +53,31 @@ class Job:
     """Of the study's trials: checkpoints and adapters are written straight into it."""
     shared: tuple[Path, ...]
     """What must be seen under the same path on every machine."""
-    checkpoint_seconds: float
-    """Least time between two checkpoints."""
-    clock: Callable[[], float]
-    """What the worker's ledger reads; tests give one that is simulated."""
     recorded: frozenset[str]
     """Trials of the cohort that have their record: they are not done again."""
-    spent_before: Mapping[str, Cost]
-    """What was booked for each trial at earlier workers."""
-    shares_before: Mapping[str, Mapping[str, float]]
-    """Trial -> booking at an earlier worker -> which part of it is in that."""
+    earlier: Sequence[Piece]
+    """What earlier workers have booked for the others."""
 
 
 class RemoteDriver(Display):
-    """The driver as a worker sees it during one job: it takes records, limits the time, shows progress.
+    """The driver as a worker sees it during one job (`engines.base.Driver`), called through a channel.
 
     Args:
-        channel: the actor through which its methods are called.
         node: Ray's name of this machine.
     """
 
     def __init__(self, job: Job, channel: Any, node: str) -> None:
-        self.job, self.channel = job, channel
-        budget = job.settings.budget
-        per_method = budget is not None and budget.per == "method"
-        self.ledger = Ledger(
-            per="method" if per_method else "study",
-            # loading is charged to the cohort's methods here; the driver's ledger divides it among all
-            methods=tuple({trial.variant.group for trial in job.cohort.trials}) if per_method else (),
-            clock=job.clock,
-            heartbeat_seconds=0,
-        )
-        self._booked = 0
-        self._reported = -math.inf
+        self.job, self.channel, self._recorded = job, channel, set(job.recorded)
+        self._booked, self._reported = 0, -math.inf
         missing = next((path for path in job.shared if not path.exists()), None)
-        self.ledger.price_per_hour, self.ledger.limit_seconds = self._call("begin", node, missing)
-        self._recorded = set(job.recorded)
+        price_per_hour, limit_seconds = self._call("begin", node, missing)
+        budget = job.settings.budget
+        # loading is charged to the cohort's methods here; the driver's ledger divides it among all
+        methods = tuple({trial.variant.group for trial in job.cohort.trials})
+        self.ledger = Ledger(
+            price_per_hour, limit_seconds, per="method" if budget is not None and budget.per == "method" else "study",
+            methods=methods, heartbeat_seconds=0, earlier=job.earlier,
+        )  # fmt: skip
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """Calls a method of `engines.ray.RayEngine`."""
@@ -106,7 +96,6 @@ class RemoteDriver(Display):
             self._call("book", spent, failed, saved)
 
     def paying(self) -> str:
-        """See `engines.base.Driver`."""
         self.book()  # else a worker that goes on after a loss could not know who paid
         return self.ledger.innermost()
 
@@ -116,8 +105,7 @@ class RemoteDriver(Display):
         return self.job.folder / trial
 
     def checkpoints(self, cohort: str) -> Checkpoints:
-        folder = self.folder(cohort) / "checkpoint"
-        return Checkpoints(folder, self.job.checkpoint_seconds, saved=lambda: self.book(saved=True))
+        return Checkpoints(self.folder(cohort) / "checkpoint", saved=lambda: self.book(saved=True))
 
     def has(self, trial: str) -> bool:
         return trial in self._recorded
@@ -134,7 +122,6 @@ class RemoteDriver(Display):
     # Its limits
 
     def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
-        """See `engines.base.Driver`."""
         self.book()
         missing = tuple(trial for trial in cohort.trials if not self.has(trial.identifier))
         limit: TimeLimit = self._call("time_limit", replace(cohort, trials=missing), costs)
@@ -144,7 +131,6 @@ class RemoteDriver(Display):
         return limit
 
     def prune(self, trial: Trial, step: int, loss: float) -> bool:
-        """See `engines.base.Driver`."""
         return bool(self._call("prune", trial, step, loss))
 
     # Its display
@@ -203,7 +189,7 @@ class RayWorker:
 
         self.contexts.splits = splits
         driver = RemoteDriver(job, self.channel, ray.get_runtime_context().get_node_id())
-        worker = CohortWorker(job.settings, self.contexts, driver, driver, job.spent_before, job.shares_before)
+        worker = CohortWorker(job.settings, self.contexts, driver, driver)
         try:
             # every second of a job is booked: those between loading, tuning and evaluating as `other`
             with driver.ledger.book("other"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dollartune.engines.adapters import adapter_info
@@ -35,32 +34,18 @@ class RecordWriter:
 
     Args:
         places: places of each input that stay free for virtual tokens; an adapter says so.
-        spent_before: by trial, what earlier attempts at it have cost that the ledger knows nothing of.
-        shares_before: by trial and booking, which part of it is in that.
     """
 
-    def __init__(
-        self,
-        settings: StudySettings,
-        driver: Driver,
-        places: int,
-        spent_before: Mapping[str, Cost] | None = None,
-        shares_before: Mapping[str, Mapping[str, float]] | None = None,
-    ) -> None:
-        self.settings, self.ledger, self.driver = settings, driver.ledger, driver
-        self.features = FeatureAccount(driver, shares_before)
-        self.places, self.spent_before = places, spent_before or {}
+    def __init__(self, settings: StudySettings, driver: Driver, places: int) -> None:
+        self.settings, self.ledger, self.driver, self.places = settings, driver.ledger, driver, places
+        self.features = FeatureAccount(driver)
         self._best_tried: dict[tuple[TrialContext, bool], float] = {}
 
     def cost(self, trial: Trial) -> Cost:
         """What was booked for a trial until now, by the attempt at it that leaves the record."""
-        booked, before = self.ledger.totals(), self.spent_before.get(trial.identifier, Cost())
+        booked = self.ledger.totals()
         seconds, dollars = (sums.get(trial.identifier, 0.0) for sums in (booked.by_trial, booked.dollars_by_trial))
-        cost = Cost(
-            seconds=before.seconds + seconds,
-            dollars=before.dollars + dollars,
-            price_per_hour=self.ledger.price_per_hour,
-        )
+        cost = Cost(seconds=seconds, dollars=dollars, price_per_hour=self.ledger.price_per_hour)
         read, of_these = self.features.seconds(trial)
         if not read:  # most methods read none, and their records say nothing of it
             return cost
