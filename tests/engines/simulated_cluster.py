@@ -215,10 +215,18 @@ class Worker:
         assert self.job is not None
         missing = [trial for trial in self.job.cohort.trials if trial.identifier not in self.job.recorded]
 
+        def heard(answer: Exception | None) -> None:
+            if answer is None:
+                leave()
+            else:
+                self.job, error = None, self.cluster.exceptions.RayTaskError(str(answer))
+                error.cause = answer
+                self.call.set(error)
+
         def leave() -> None:
             if missing:
                 trial = missing.pop(0)
-                self._book(False, lambda: self._call("leave", trial, record, (), then=lambda _: leave()))
+                self._book(False, lambda: self._call("leave", trial, record, (), then=heard))
             else:
                 self._book(False, end)
 

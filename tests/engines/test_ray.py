@@ -341,6 +341,13 @@ def test_what_was_booked_before_is_in_what_a_trial_cost_and_neither_told_nor_hel
     assert driver.ledger.shares_of("a")["lost-b1"] == 1.0, "features that it read are its own"
 
 
+def test_what_the_driver_cannot_do_is_the_workers_to_record() -> None:
+    driver, _ = driver_of(leave=OSError("no space left"))
+    with pytest.raises(OSError, match="no space left"):
+        driver.leave(driver.job.cohort.trials[0], "record")  # type: ignore[arg-type]
+    assert not driver.has("a")
+
+
 def test_who_pays_for_what_stays_is_told_before_it_is_made() -> None:
     driver, now = driver_of()
     with driver.ledger.book("tune", trial="a"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,31 @@ def test_a_study_waits_for_machines_but_not_for_ever(study: Any) -> None:
         one.run()
     assert 600.0 <= one.cluster.now - 20.0 <= 605.0
     one.engine.close()
+
+
+def test_machines_that_went_while_nothing_ran_are_waited_for_too(study: Any) -> None:
+    machines = [Node("a", "a", 1, HOUR), Node("b", "b", 1, HOUR)]
+    one = study(SimulatedCluster(machines, lambda node: Work(train=5.0), {"a": 700.0}, joins={"b": 800.0}))
+    first, second = (Cohort((trial,)) for trial in one.trials)
+    one.engine.run([first])
+    one.cluster.now = 710.0  # the study did something else
+    one.engine.run([second])
+    one.engine.close()
+    assert one.ends() == ["done", "done"]
+
+
+def test_a_record_that_cannot_be_written_costs_its_trial_and_not_the_study(study: Any) -> None:
+    one = study(two(work=lambda node: Work(train=5.0)))
+    writes, full = one.leave, [OSError(errno.ENOSPC, "No space left on device")]
+
+    def leave(trial: Any, record: Any, predictions: Any = ()) -> None:
+        if full:
+            raise full.pop()
+        writes(trial, record, predictions)
+
+    one.leave = leave
+    one.run()
+    assert sorted(one.ends()) == ["done", "environment"]
 
 
 def test_no_method_pays_for_what_another_one_spends(study: Any) -> None:

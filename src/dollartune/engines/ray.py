@@ -96,7 +96,7 @@ class RayEngine:
         self.device = "cuda" if cluster.gpus else "cpu"
         self.writer = RecordWriter(settings, driver, places)
         self._nodes = cluster.nodes()
-        self._looked = self._seen_alive = self.clock()
+        self._looked = self.clock()
         self._channel: Any = None
         self._rows: dict[tuple[int, int | None, int | None], Any] = {}
         self._waiting: deque[_Run] = deque()
@@ -137,6 +137,7 @@ class RayEngine:
         if self._channel is None:
             self._open()
         self._waiting.extend(runs)
+        self._seen_alive = self.clock()  # between two calls nobody has looked
         with self.driver.ledger.elsewhere():
             try:
                 while self._waiting or self._running:
@@ -207,7 +208,15 @@ class RayEngine:
                 number, job, method, arguments = self.ray.get(self._next_call)
                 self._next_call = self._channel.next.remote()
                 if job in self._running:
-                    self._channel.answer.remote(number, getattr(self, method)(self._running[job], *arguments))
+                    self._channel.answer.remote(number, self._answer(self._running[job], method, arguments))
+
+    def _answer(self, run: _Run, method: str, arguments: Sequence[Any]) -> Any:
+        if method == "begin":
+            return self.begin(run, *arguments)  # what is raised here is wrong with a machine, and ends the study
+        try:
+            return getattr(self, method)(run, *arguments)
+        except Exception as error:  # raised by the worker, which records it: no money, a full disk
+            return error
 
     # What workers call
 
@@ -233,14 +242,11 @@ class RayEngine:
         if saved:
             run.losses = 0
 
-    def time_limit(self, run: _Run, cohort: Cohort, costs: EvaluationCost) -> TimeLimit | BudgetSpent:
+    def time_limit(self, run: _Run, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """What a cohort, or what is tried of it, may spend; all seconds are the worker's. See `engines.base.Driver`."""
         assert run.account is not None
         rate = run.account.rate
-        try:
-            limit = self.driver.time_limit(cohort, costs.at(rate))
-        except BudgetSpent as error:
-            return error  # which is raised by the worker
+        limit = self.driver.time_limit(cohort, costs.at(rate))
         run.account.granted = min(limit.seconds * rate, self._most(run, run.account))
         return replace(limit, seconds=run.account.granted)
 
@@ -252,8 +258,8 @@ class RayEngine:
         run.losses = 0
         # A worker that an alarm kept from hearing the answer leaves a record again.
         if trial.identifier not in run.recorded:
-            run.recorded.add(trial.identifier)
             self.driver.leave(trial, record, predictions)
+            run.recorded.add(trial.identifier)
 
     def show(self, run: _Run, event: str, *facts: Any) -> None:
         """How far the work is: an event of `engines.display.Display`."""
@@ -347,8 +353,7 @@ class RayEngine:
             self.ray.kill(self._idle.pop())
 
     def _rows_of(self, trial: Trial) -> Any:
-        """Ray's reference to the rows of a trial's task and scale. They are put into its object store once, by the driver, so
-        that no machine takes them with it when it is lost."""
+        """Ray's reference to a trial's rows. They are the driver's, so that no machine takes them with it when it is lost."""
         key = (trial.task_index, trial.scale, trial.draw)
         if key not in self._rows:
             task = self.tasks[trial.task_index]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Ledger
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
@@ -84,7 +83,7 @@ class RemoteDriver(Display):
         answer = self.channel.call.remote(self.job.identifier, method, *arguments)
         # Not with `ray.get`: while that waits, Ray gives this worker's part of the machine to another one.
         answer = answer.future().result()
-        if isinstance(answer, BudgetSpent):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -99,7 +98,7 @@ class RemoteDriver(Display):
         self.book()  # else a worker that goes on after a loss could not know who paid
         return self.ledger.innermost()
 
-    # Its records
+    # Its records and limits
 
     def folder(self, trial: str) -> Path:
         return self.job.folder / trial
@@ -118,8 +117,6 @@ class RemoteDriver(Display):
         self.book()
         self._call("leave", trial, record, tuple(predictions))
         self._recorded.add(trial.identifier)
-
-    # Its limits
 
     def time_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         self.book()
