@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dollartune.errors import UserError
-from dollartune.tasks import Task, load_task
+from dollartune.tasks import Task, custom, load_task
+from dollartune.tasks import labels as labels_module
 from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.files import read_file
+from dollartune.tasks.labels import LabelReader, different_values, match_label
 from dollartune.tasks.suggest import suggest_task
 
 
@@ -91,6 +94,46 @@ def test_a_suggestion_loads_to_the_same_task(tmp_path: Path, kind: str) -> None:
     assert not any("guessed" in note for note in again.notes)
     assert (again.labels, again.metric, again.template.text) == (task.labels, task.metric, task.template.text)
     assert again.load() == task.load()
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command asks for its task early, spells it out and plans it: large files would be read three times of one budget."""
+    read: list[Path] = []
+
+    def counted(path: Path, *more: Any) -> Any:
+        read.append(path)
+        return read_file(path, *more)
+
+    monkeypatch.setattr(custom, "read_file", counted)
+    path = write_csv(tmp_path / "data.csv", reviews())
+    suggest_task(str(path))
+    entry, task = suggest_task(str(path))
+    planned = load_task({**entry, "metric": "macro_f1"})
+    assert (len(read), planned.metric, planned.load()) == (1, "macro_f1", task.load())
+    write_csv(path, [*reviews(), {**reviews()[0], "review": "one more"}])
+    (rows, more) = (sum(map(len, one.load().values())) for one in (planned, load_task(entry)))
+    assert (len(read), more) == (2, rows + 1)
+    # another prompt or other words are another reading
+    load_task({**entry, "label_words": {label: label.upper() for label in task.labels}})
+    assert len(read) == 3
+
+
+def test_each_different_label_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def counted(value: Any, labels: Any) -> Any:
+        asked.append(value)
+        return match_label(value, labels)
+
+    monkeypatch.setattr(labels_module, "match_label", counted)
+    read = LabelReader(["yes", "no"])
+    answers = [read(value) for value in ["Yes", True, 1, "Yes", True, "maybe", ["no"], ["no"], ["a", "b"]]]
+    assert [label for label, _ in answers] == ["yes", "yes", "yes", "yes", "yes", None, "no", "no", None]
+    assert asked == ["Yes", True, 1, "maybe", ["no"], ["no"]]
+    assert [problem is None for _, problem in answers] == [True] * 8 + [False]
+    assert different_values(["a", 1, True, "a", 1.0, None, None]) == [
+        ("a", 2), (1, 1), (True, 1), (1.0, 1), (None, 1), (None, 1),
+    ]  # fmt: skip
 
 
 def test_number_labels_are_ordered_by_value(tmp_path: Path) -> None:

@@ -6,11 +6,16 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dollartune.errors import UserError
-from dollartune.tasks import load_task
+from dollartune.tasks import images, load_task
+from dollartune.tasks.config import TaskConfig
+from dollartune.tasks.custom import task_and_columns
+from dollartune.tasks.pictures import open_picture
+from dollartune.tasks.rows_seen import rows_seen
 
 
 def picture(path: Path, shade: int) -> None:
@@ -127,6 +132,37 @@ def test_a_truncated_picture_costs_its_row(folder: Path) -> None:
     task = load_task({"data": str(folder), "on_bad_row": "skip"})
     assert sum(map(len, task.load().values())) == 39
     assert any("skipped 1 malformed row" in note and "cats/0.png" in note for note in task.notes)
+
+
+def test_no_more_pixels_are_decoded_while_pictures_are_read_than_take_seconds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two thousand pictures of a camera take minutes, which a short budget has not."""
+    decoded: list[str] = []
+
+    def counted(content: bytes, where: str) -> Any:
+        decoded.append(where)
+        return open_picture(content, where)
+
+    monkeypatch.setattr(images, "open_picture", counted)
+    monkeypatch.setattr(images, "MOST_PIXELS", 5 * 16)
+    task = load_task(str(folder))
+    assert len(decoded) == 5
+    assert any("of 35 pictures the headers and ends were looked at" in note for note in task.notes)
+    task_and_columns(TaskConfig(data=str(folder)), None, full=True)
+    assert len(decoded) == 5 + 35
+
+
+def test_a_pictures_file_is_read_once_for_its_hash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal ones are told by it when splits are cut, and each adapter that is kept says which rows it has seen."""
+    task = load_task(str(folder))
+    read: list[str] = []
+    monkeypatch.setattr(images.ImageFile, "read_bytes", lambda self: read.append(self.name) or b"")
+    rows = task.load()["train"]
+    seen = rows_seen(task, rows, ())
+    assert seen is not None
+    assert len(seen.trained) == len(rows)
+    assert not read
 
 
 def test_hidden_files_are_no_pictures(folder: Path) -> None:

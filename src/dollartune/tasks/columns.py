@@ -11,7 +11,7 @@ from dollartune.errors import UserError, nearest
 from dollartune.tasks.base import Template, place
 from dollartune.tasks.conversations import columns_beside, conversation_column, conversation_template
 from dollartune.tasks.images import LOOKED_AT, bring_pictures, picture_column
-from dollartune.tasks.labels import fold, is_no_label, label_problem
+from dollartune.tasks.labels import different_values, fold, is_no_label, label_problem
 from dollartune.tasks.values import as_text, is_missing
 
 if TYPE_CHECKING:
@@ -331,11 +331,15 @@ def _without_end_marks(text: str) -> str:
 def _few_values(rows: Sequence[Row], name: str) -> bool:
     """Whether a column looks like a label: short values, few of them, each met twice on average."""
     values: list[Any] = [row.values.get(name) for row in rows]
-    given = [value for value in values if not is_no_label(value)]
-    if any(label_problem(value) is not None or callable(value) for value in given):
-        return False
-    different = {fold(value) for value in given}
-    # A class name is a word or a phrase; sentences are longer than 40 characters.
-    short = all(len(value) <= 40 for value in different)
+    different: set[str] = set()
+    for value, _ in different_values(values):
+        if is_no_label(value):
+            continue
+        if label_problem(value) is not None or callable(value):
+            return False
+        different.add(folded := fold(value))
+        # A class name is a word or a phrase; sentences are longer than 40 characters. Of texts the first one tells it.
+        if len(folded) > 40:
+            return False
     # Each label on at least two rows on average: a column of names or ids has nearly as many values as rows.
-    return short and 2 <= len(different) <= min(MOST_LABELS, len(values) // 2)
+    return 2 <= len(different) <= min(MOST_LABELS, len(values) // 2)

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
 
 Rows = dict[SplitName, list[Row]]
+_Key = tuple[str, str, str, bool]
+_Stamps = tuple[tuple[str, int, int, int], ...] | None
+"""(path, inode, nanosecond of its last change, bytes) of each file."""
 
 MOST_CLASSES = 1000  # more different labels than this are taken for a mistaken column
 
@@ -88,6 +91,19 @@ def changed_preset(config: TaskConfig, task: Task, columns: Sequence[str] | None
     return _checked(replace(task, **changes))
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What was made of files: all of a task that its name, measures and further wordings do not change."""
+
+    columns: Columns
+    template: Template | None
+    words: Mapping[str, str]
+    examples: Mapping[SplitName, Sequence[Example]]
+    notes: tuple[str, ...]
+    guesses: tuple[str, ...]
+    """Of the notes, those on columns and classes."""
+
+
 def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = False) -> tuple[Task, Columns]:
     """A task from the user's files, images or hub data set, and the roles of its columns.
 
@@ -98,14 +114,52 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
         UserError: unknown file, column or label; malformed rows; measures that do not fit the kind of task.
     """
     assert config.data is not None
+    key, stamps = _key(config, data_root, full), _stamps(config, data_root)
+    kept = _kept.get(key)
+    made = kept[1] if kept is not None and kept[0] == stamps else _make(config, data_root, full)
+    _keep(key, stamps, made)
+    columns, notes = made.columns, list(made.notes)
+    kind: TaskKind = "classification" if columns.label is not None else "generation"
+    metric, further = _usual_metrics(kind, made.examples["train"], notes)
+    task = Task(
+        name=config.name or Path(config.data.rstrip("/")).name.split(".")[0],
+        kind=kind,
+        load=RowsInMemory(made.examples),
+        template=made.template,
+        label_words=made.words,
+        metric=config.metric or metric,
+        metrics=further if config.metrics is None else tuple(config.metrics),
+        modality="image" if columns.image is not None else "text",
+        extra_templates=tuple(Template(text) for text in config.extra_prompts or ()),
+        max_answer_tokens=config.max_answer_tokens or 64,
+        chat=config.chat or "auto",
+        system=config.system or "",
+        # A report is passed on: where the file lies here is nobody's business.
+        description=f"{kind} on {Path(config.data).name if Path(config.data).is_absolute() else config.data}",
+        source=config.data,
+        answer_column=columns.answer,
+        group_column=columns.group or "",
+        references_column=columns.references or "",
+        notes=tuple(notes),
+    )
+    for wording in task.extra_templates:
+        wording(made.examples["train"][0].fields)
+    return _checked(task), columns
+
+
+def _make(config: TaskConfig, data_root: Path | None, full: bool) -> _Made:
+    """Reads the files, and makes examples and splits of them."""
+    assert config.data is not None
     notes: list[str] = []
     bad = BadRows(config.on_bad_row)
     rows = _read(config, data_root, bad, notes)
     rows = {split: without_empty(of_split, notes) for split, of_split in rows.items()}
     if not rows.get("train"):
         raise UserError(f"{config.data} has no training rows; it has {sorted(rows)}.")
+    read = len(notes)
     columns, template = choose_columns(config, rows["train"], config.data, notes)
     words = _label_words(config, columns, rows["train"], notes)
+    guesses = tuple(notes[read:])
     _leave_out_unlabelled(config, columns, rows, notes)
     store = _store(config, data_root, columns, rows["train"])
     pictures = None if columns.image is None else PictureCheck(sum(map(len, rows.values())), full)
@@ -123,32 +177,57 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
             raise UserError(f"{config.data} has no usable row for the {split} split.{skipped}")
     examples = complete_splits(examples, columns, notes)
     notes += class_notes(tuple(words), examples)
-    kind: TaskKind = "classification" if columns.label is not None else "generation"
-    metric, further = _usual_metrics(kind, examples["train"], notes)
-    task = Task(
-        name=config.name or Path(config.data.rstrip("/")).name.split(".")[0],
-        kind=kind,
-        load=RowsInMemory(examples),
-        template=template,
-        label_words=words,
-        metric=config.metric or metric,
-        metrics=further if config.metrics is None else tuple(config.metrics),
-        modality="image" if columns.image is not None else "text",
-        extra_templates=tuple(Template(text) for text in config.extra_prompts or ()),
-        max_answer_tokens=config.max_answer_tokens or 64,
-        chat=config.chat or "auto",
-        system=config.system or "",
-        # A report is passed on: where the file lies here is nobody's business.
-        description=f"{kind} on {Path(config.data).name if Path(config.data).is_absolute() else config.data}",
-        source=config.data,
-        answer_column=columns.answer,
-        group_column=columns.group or "",
-        references_column=columns.references or "",
-        notes=tuple(notes + bad.notes()),
-    )
-    for wording in task.extra_templates:
-        wording(examples["train"][0].fields)
-    return _checked(task), columns
+    return _Made(columns, template, words, examples, (*notes, *bad.notes()), guesses)
+
+
+# What was read, once
+
+_kept: dict[_Key, tuple[_Stamps, _Made]] = {}
+"""The latest ones. One command asks for a task three or four times (told early, spelled out, planned), and reading a hundred
+thousand rows takes ten seconds of whatever is paid for."""
+MOST_KEPT = 4
+_NO_ROWS = frozenset({"name", "extra_prompts", "chat", "system", "max_answer_tokens", "metric", "metrics"})
+"""Fields that change nothing of what is read."""
+
+
+def spelled_out(told: TaskConfig, spelled: TaskConfig, data_root: Path | None) -> None:
+    """Lets a task whose guesses are spelled out be the one that they were made of, which has just been read."""
+    kept = _kept.get(_key(told, data_root, False))
+    if kept is not None:
+        stamps, made = kept
+        told_again = tuple(note for note in made.notes if note not in made.guesses)
+        _keep(_key(spelled, data_root, False), stamps, replace(made, notes=told_again, guesses=()))
+
+
+def _keep(key: _Key, stamps: _Stamps, made: _Made) -> None:
+    # Pictures are read when they are asked for, and their files have no stamp here.
+    if stamps is None or made.columns.image is not None:
+        return
+    _kept.pop(key, None)
+    _kept[key] = (stamps, made)
+    while len(_kept) > MOST_KEPT:
+        del _kept[next(iter(_kept))]
+
+
+def _key(config: TaskConfig, data_root: Path | None, full: bool) -> _Key:
+    return config.model_dump_json(exclude=set(_NO_ROWS), exclude_none=True), str(data_root), str(Path.cwd()), full
+
+
+def _stamps(config: TaskConfig, data_root: Path | None) -> _Stamps:
+    """What tells the files of a task from others that take their place; None where it is made of anything else."""
+    found: list[tuple[str, int, int, int]] = []
+    for name in (config.data, config.validation, config.test):
+        if name is None:
+            continue
+        path = _find(name, data_root)
+        files = [path] if path.is_file() else list(split_files(path).values()) if path.is_dir() else []
+        # Other folders (pictures, the hub's layouts) are looked through anew.
+        if not files:
+            return None
+        for file in files:
+            about = file.stat()
+            found.append((str(file.resolve()), about.st_ino, about.st_mtime_ns, about.st_size))
+    return tuple(found)
 
 
 def _usual_metrics(kind: TaskKind, examples: Sequence[Example], notes: list[str]) -> tuple[str, tuple[str, ...]]:

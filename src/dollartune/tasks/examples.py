@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, unknown_name
 from dollartune.tasks.base import Example, SplitName
-from dollartune.tasks.images import ImageFile, ImageStore, PictureCheck
-from dollartune.tasks.labels import is_no_label, label_problem, label_text, match_label
+from dollartune.tasks.images import ImageFile, ImageStore, PictureCheck, content_key
+from dollartune.tasks.labels import LabelReader, is_no_label, label_text
 from dollartune.tasks.pictures import ImageBytes
 from dollartune.tasks.splitting import SHARES, input_key, split_rows
 from dollartune.tasks.values import as_text, is_missing
@@ -46,9 +46,9 @@ def make_examples(
         pictures: looks at each picture; None leaves it at finding the files.
     """
     examples: list[Example] = []
-    answers = {columns.label, columns.target, columns.references}
+    answers, read_label = {columns.label, columns.target, columns.references}, LabelReader(labels)
     for row in rows:
-        problem = _problem(columns, labels, row.values, store, pictures)
+        problem = _problem(columns, read_label, row.values, store, pictures)
         if problem is not None:
             bad.report(row.where, problem)
             continue
@@ -61,7 +61,7 @@ def make_examples(
         answer = row.values[columns.answer]
         identity = f"{split}/{len(examples)}"
         if columns.label is not None:
-            examples.append(Example(identity, fields, label=match_label(answer, labels)))
+            examples.append(Example(identity, fields, label=read_label(answer)[0]))
         else:
             # One reference where the column is empty: the target itself.
             several = row.values.get(columns.references) if columns.references is not None else None
@@ -82,7 +82,7 @@ def nothing_to_read(inputs: Sequence[str], values: Mapping[str, Any]) -> str | N
 
 def _problem(
     columns: Columns,
-    labels: Sequence[str],
+    read_label: LabelReader,
     values: Mapping[str, Any],
     store: ImageStore | None,
     pictures: PictureCheck | None,
@@ -93,14 +93,14 @@ def _problem(
         return unread
     answer, name = values.get(columns.answer), columns.answer
     if columns.label is not None:
-        problem = label_problem(answer)
+        label, problem = read_label(answer)
         if problem is not None:
             return f"the label in column {name!r} {problem}"
         # The user's own words come first: `null` may be listed as a class.
-        if match_label(answer, labels) is None:
+        if label is None:
             if is_no_label(answer):
                 return f"column {name!r} is {'empty' if name in values else 'missing'}"
-            return str(unknown_name("label", label_text(answer), labels)).rstrip(".")
+            return str(unknown_name("label", label_text(answer), read_label.labels)).rstrip(".")
     elif is_missing(answer):
         return f"column {name!r} is {'empty' if name in values else 'missing'}"
     if columns.image is not None:
@@ -138,7 +138,7 @@ def ties(columns: Columns, example: Example) -> tuple[str, ...]:
     if columns.image is None:
         inputs = input_key(as_text(example.fields[name]) for name in columns.inputs)
     elif isinstance(example.fields["image"], ImageFile | ImageBytes):
-        inputs = input_key((example.fields["image"].read_bytes().hex(),))
+        inputs = content_key(example.fields["image"]) or ""
     else:
         inputs = input_key((repr(example.fields["image"]),))
     # A row without a group belongs to none: not-a-number would else be one huge group of strangers.

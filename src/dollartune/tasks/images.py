@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import zipfile
@@ -225,9 +226,9 @@ def holds_images(source: Path) -> bool:
     return any(PurePosixPath(name).suffix.lower() in ENDINGS for name in ImageStore(source).names)
 
 
-MOST_DECODED = 2000
-"""Pictures of one data set that are decoded while it is read: two thousand take seconds. Of more, those are decoded whose
-file does not end as its format ends, which is how most damage shows."""
+MOST_DECODED, MOST_PIXELS = 2000, 200_000_000
+"""Pictures of one data set, and pixels of them, that are decoded while it is read: two thousand of 300 x 300 take seconds, and as
+many of a camera minutes. Of others, those are decoded whose file does not end as its format ends: so most damage shows."""
 
 
 class PictureCheck:
@@ -239,32 +240,42 @@ class PictureCheck:
     """
 
     def __init__(self, count: int, full: bool = False) -> None:
-        self.decode_all = full or count <= MOST_DECODED
-        self.count = count
+        self.full, self.count = full, count
+        self.pixels = 0
+        """Of the pictures that were decoded."""
+        self.not_decoded = 0
         self.changed: Counter[str] = Counter()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the next picture is decoded."""
+        return self.full or (self.count <= MOST_DECODED and self.pixels < MOST_PIXELS)
 
     def problem(self, picture: Any) -> str | None:
         """What is wrong with one picture (an `ImageFile`, or another function that loads one), or None."""
+        decodes = self.decodes
+        self.not_decoded += not decodes
         if isinstance(picture, ImageFile):
-            stamp = _stamp(picture)
-            problem, changes = _looked_at(picture, self.decode_all, stamp)
+            problem, changes, pixels = _looked_at(picture, decodes, _stamp(picture))
+            self.pixels += pixels
             self.changed.update(changes)
             return problem
-        if not callable(picture) or not self.decode_all:
+        if not callable(picture) or not decodes:
             return None
         try:
-            picture()
+            width, height = picture().size
         except UserError as error:
             return error.message.rstrip(".")
         except DAMAGE as error:
             return f"not a readable image ({error or type(error).__name__})"
+        self.pixels += width * height
         return None
 
     def notes(self) -> list[str]:
         """One sentence for each thing that is done to pictures of this data set."""
         said = [f"{count} of {self.count} pictures {what}" for what, count in sorted(self.changed.items())]
-        if not self.decode_all:
-            said.append(f"of {self.count:,} pictures the headers and ends were looked at, not every pixel")
+        if self.not_decoded:
+            said.append(f"of {self.not_decoded:,} pictures the headers and ends were looked at, not every pixel")
         return said
 
 
@@ -275,8 +286,8 @@ def _stamp(picture: ImageFile) -> int:
 
 # One process loads a task several times (check, plan, run); a picture that has not changed is decoded once.
 @lru_cache(maxsize=100_000)
-def _looked_at(picture: ImageFile, decode: bool, stamp: int) -> tuple[str | None, tuple[str, ...]]:
-    """(what is wrong, what will be changed) of one picture file; `stamp` tells a file that was replaced."""
+def _looked_at(picture: ImageFile, decode: bool, stamp: int) -> tuple[str | None, tuple[str, ...], int]:
+    """(what is wrong, what will be changed, pixels) of one picture file; `stamp` tells a file that was replaced."""
     from io import BytesIO
 
     from PIL import Image
@@ -285,15 +296,39 @@ def _looked_at(picture: ImageFile, decode: bool, stamp: int) -> tuple[str | None
     try:
         content = picture.read_bytes()
         with Image.open(BytesIO(content)) as image:
-            changes = tuple(oddities(image))
+            changes, pixels = tuple(oddities(image)), image.width * image.height
         if decode or not whole_file(content):
             open_picture(content, "it")
     except UserError as error:
-        return f"not a readable image ({error.message.removeprefix('it is not a readable image: ').rstrip('.')})", ()
+        return (
+            f"not a readable image ({error.message.removeprefix('it is not a readable image: ').rstrip('.')})",
+            (),
+            0,
+        )
     except (*DAMAGE, Image.DecompressionBombError, zipfile.BadZipFile) as error:
         said = re.sub(r" <_io\.BytesIO object[^>]*>", "", str(error))
-        return f"not a readable image ({'the file is empty' if content == b'' else said or type(error).__name__})", ()
-    return None, changes
+        return (
+            f"not a readable image ({'the file is empty' if content == b'' else said or type(error).__name__})",
+            (),
+            0,
+        )
+    return None, changes, pixels
+
+
+def content_key(picture: Any) -> str | None:
+    """A hash of a picture's file; None of what has none, as pictures that code makes.
+
+    Read once: what is cut and each adapter that is kept ask for it, and of a camera's pictures a thousand are gigabytes.
+    """
+    if isinstance(picture, ImageFile):
+        return _hashed(picture, _stamp(picture))
+    content = picture.read_bytes() if hasattr(picture, "read_bytes") else getattr(picture, "content", None)
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else None
+
+
+@lru_cache(maxsize=250_000)
+def _hashed(picture: ImageFile, stamp: int) -> str:
+    return hashlib.sha256(picture.read_bytes()).hexdigest()
 
 
 # A study reads few archives; eight leave room for splits in zips of their own, without keeping files open for ever.

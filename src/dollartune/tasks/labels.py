@@ -99,6 +99,46 @@ def match_label(value: Any, labels: Iterable[str]) -> str | None:
     return None
 
 
+def different_values(values: Iterable[Any]) -> list[tuple[Any, int]]:
+    """Values and how often each comes, in the order of their first row: what is asked of a label is asked once, as a hundred
+    thousand rows have few different ones."""
+    counted: dict[Any, tuple[Any, int]] = {}
+    for number, value in enumerate(values):
+        key = _key(value) or (None, number)
+        first, count = counted.get(key, (value, 0))
+        counted[key] = first, count + 1
+    return list(counted.values())
+
+
+def _key(value: Any) -> tuple[type, Any] | None:
+    """By which two values are the same in all ways; None where nothing says it (lists, arrays)."""
+    # With the type: for Python True, 1 and 1.0 are one key, and as labels they are two.
+    return (type(value), value) if isinstance(value, str | int | float) else None
+
+
+class LabelReader:
+    """The labels that values of a column mean, each different one looked at once.
+
+    Args:
+        labels: the known ones.
+    """
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        self.labels = tuple(labels)
+        self._read: dict[Any, tuple[str | None, str | None]] = {}
+
+    def __call__(self, value: Any) -> tuple[str | None, str | None]:
+        """(label, None), or (None, why the value can be no label); (None, None) where it is a label that is not known."""
+        key = _key(value)
+        if key is not None and key in self._read:
+            return self._read[key]
+        problem = label_problem(value)
+        read = (None, problem) if problem is not None else (match_label(value, self.labels), None)
+        if key is not None:
+            self._read[key] = read
+        return read
+
+
 @dataclass(frozen=True)
 class Classes:
     """The classes of a label column."""
@@ -116,11 +156,11 @@ def classes_of(values: Sequence[Any]) -> Classes:
         values: what the label column holds; values that are no label are left out.
     """
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
-    for value in values:
+    for value, count in different_values(values):
         if not is_no_label(value) and label_problem(value) is None:
             # The text as it stands, outer space included: a note quotes what the file has.
             shown = value if isinstance(value, str) and _single(value) == value else label_text(value)
-            spellings[fold(value)][shown] += 1
+            spellings[fold(value)][shown] += count
     # yes, True and 1 in one column are two classes written in several ways; two spellings alone stay as they are
     # written.
     if len(spellings) > 2 and all(key in _TRUTH for key in spellings):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dollartune.tasks.images import content_key
 from dollartune.tasks.splitting import input_key
 from dollartune.tasks.values import as_text
 
@@ -58,11 +58,10 @@ def row_hash(task: Task, example: Example) -> bytes | None:
     if example.turns:
         key = input_key(f"{role}\x1e{text}" for role, text in example.turns[:-1])
     elif owner.modality == "image":
-        picture: Any = example.fields.get("image")
-        content = picture.read_bytes() if hasattr(picture, "read_bytes") else getattr(picture, "content", None)
-        if not isinstance(content, bytes):
+        content = content_key(example.fields.get("image"))
+        if content is None:
             return None
-        key = hashlib.sha256(content).hexdigest()
+        key = content
     else:
         columns = owner.template.columns if owner.template else ()
         key = input_key(as_text(example.fields.get(name)) for name in columns)

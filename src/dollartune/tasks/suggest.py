@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.tasks.config import TaskConfig
-from dollartune.tasks.custom import task_and_columns
+from dollartune.tasks.custom import spelled_out, task_and_columns
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import Task
@@ -32,7 +32,8 @@ def suggest_task(
         UserError: the data is missing or malformed, or no column can be guessed to be the answer.
     """
     given = {key: value for key, value in (told or {}).items() if value is not None}
-    task, columns = task_and_columns(TaskConfig.read({"data": data, **given}), data_root)
+    asked = TaskConfig.read({"data": data, **given})
+    task, columns = task_and_columns(asked, data_root)
     entry: dict[str, object] = {"data": data}
     # What the prompt and the answer below do not say again.
     entry |= {key: value for key, value in given.items() if key not in ("text", "label", "target")}
@@ -49,4 +50,5 @@ def suggest_task(
             entry["target"] = columns.target
         entry["max_answer_tokens"] = task.max_answer_tokens
     entry["metric"] = task.metric
+    spelled_out(asked, TaskConfig.read(entry), data_root)
     return entry, task
