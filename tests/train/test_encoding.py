@@ -197,3 +197,48 @@ def test_an_input_of_just_the_longest_length_is_not_shortened(local_backbone: An
         encoder = Encoder(backbone, length)
         encoder.encode(task, [example])
         assert encoder.shortened == shortened
+
+
+class Counting:
+    """A tokenizer that keeps the lengths of the texts that it is given, call by call."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.read = inner, list[list[int]]()
+
+    def __call__(self, *texts: Any, **named: Any) -> Any:
+        self.read.append([len(one) for text in texts for one in ([text] if isinstance(text, str) else text)])
+        return self.inner(*texts, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("prompt", ["{text}", "{text} {question}"])
+def test_rows_of_a_classifier_are_tokenized_together_as_each_alone(local_backbone: Any, prompt: str) -> None:
+    bert = load_backbone(str(local_backbone("bert")), "classification", ("0", "1"))
+    examples = [replace(an_example(f"The sky is blue{', or so,' * (n % 7)}."), id=f"train/{n}") for n in range(40)]
+    counting = Counting(bert.processor)
+    rows = Encoder(replace(bert, processor=counting)).encode(a_task(prompt=prompt), examples)
+    assert len(counting.read) == 1
+    for row, example in zip(rows, examples, strict=True):
+        texts = [example.fields[name] for name in a_task(prompt=prompt).template.columns]
+        assert row.prompt == tuple(bert.processor(*texts).input_ids)
+        assert row.example_id == example.id
+
+
+@pytest.mark.parametrize("prompt", ["{text}", "{text} {question}"])
+def test_of_a_long_text_only_what_can_be_read_is_tokenized(local_backbone: Any, prompt: str) -> None:
+    bert = load_backbone(str(local_backbone("bert")), "classification", ("0", "1"))
+    counting = Counting(bert.processor)
+    encoder = Encoder(replace(bert, processor=counting), 16)
+    long = an_example(" ".join(f"The sky is blue on day {n}." for n in range(1000)))
+    (row,) = encoder.encode(a_task(prompt=prompt), [long])
+    texts = [long.fields[name] for name in a_task(prompt=prompt).template.columns]
+    whole = bert.processor(*texts, truncation=True, max_length=16)
+    assert row.prompt == tuple(whole.input_ids)
+    assert encoder.shortened == 1
+    assert sum(map(sum, counting.read)) < 6 * 8 * 16
+    # one word without an end cannot be cut, and a few long words are no beginning that says enough
+    for text in ("x" * 5000, " ".join(["zzzz" * 64] * 20)):
+        (row,) = encoder.encode(a_task(prompt="{text}"), [an_example(text)])
+        assert row.prompt == tuple(bert.processor(text, truncation=True, max_length=16).input_ids)
