@@ -50,8 +50,14 @@ CLOSE = 1e-6
 small directions, and no probability moves by 1e-4 on the way."""
 CHOOSING_STEPS, SOLVING_STEPS = 35, 200
 """L-BFGS steps for each C that is tried and for the solution, as seen on texts; logistic.operations knows those of features."""
-MOST_STEPS = 200
-"""L-BFGS steps where it is solved in the features; answers no longer change then."""
+MOST_STEPS, NEAR, KEPT_STEPS = 200, 3e-4, 4
+"""L-BFGS steps, the largest gradient as above, and the steps that are kept to guess the curvature, where it is solved in the
+features: there are a hundred thousand n-grams for each class, and going through ten steps of them takes longer than the rows."""
+FEATURE_STEPS = 60
+"""Of them, as seen."""
+COUNTED_OPERATIONS, NGRAM_OPERATIONS = 1500, 700
+"""What the counts of a row cost in a step, in numbers of its features (a hundred n-grams, far apart in memory), and what each
+n-gram costs beside them: L-BFGS goes through all of them some twenty times."""
 ABSENT = 10.0
 """A class without a training row has a bias so much below the least of the others."""
 
@@ -118,10 +124,16 @@ class TfidfProbe(SolvedMethod[TfidfProbeConfig]):
             self.solution |= solve_both(readout, rows, self.config.model_copy(update={"C": C}))
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
-        inside, tried = min(rows, SOLVED_IN_ROWS), min(rows, rows_to_choose_in(classes))
-        per_step = 4.0 * classes * np.array([tried, inside]) ** 2
-        choosing = self.config.folds * len(PATH) * CHOOSING_STEPS if self.config.C is None else 0
-        return 25.0 * inside**3 + float(per_step @ [choosing, SOLVING_STEPS])
+        in_rows, chooses = rows <= SOLVED_IN_ROWS, self.config.C is None
+        tried = min(rows, SOLVED_IN_ROWS, rows_to_choose_in(classes))
+        total = 25.0 * (rows**3 if in_rows else width**3)
+        if chooses:
+            total += 4.0 * classes * tried**2 * self.config.folds * len(PATH) * CHOOSING_STEPS
+            total += 25.0 * tried**3 if tried < rows else 0.0
+        if in_rows:
+            return total + 4.0 * classes * rows**2 * SOLVING_STEPS
+        each = rows * (width + COUNTED_OPERATIONS) + NGRAM_OPERATIONS * self.config.ngrams
+        return total + 4.0 * classes * each * FEATURE_STEPS
 
     def solve_bytes(self, rows: int, width: int, classes: int) -> int:
         # Products of each two rows, dense and sparse, their eigenvectors and what finding these takes.
@@ -201,12 +213,12 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
     counts = csr_matrix((counted.value, (counted.row, counted.ngram)), shape=(len(labels), len(ngrams.keys)))
     both = _BothViews((features - mean) / scale, counts)
     weights = _row_weights(labels, rows.classes, config.class_weight)
-    solved = _some(len(labels), SOLVED_IN_ROWS, rows.seed)
-    basis, spread = _eigenbasis(both.products(solved))
+    in_rows = len(labels) <= SOLVED_IN_ROWS
+    basis, spread = _eigenbasis(both.products(np.arange(len(labels)))) if in_rows else (None, None)
     C, held_out = config.C, dict[str, float]()
     if C is None:
         chosen = _some(len(labels), min(SOLVED_IN_ROWS, rows_to_choose_in(rows.classes)), rows.seed)
-        if len(chosen) == len(solved):
+        if basis is not None and spread is not None and len(chosen) == len(labels):
             features = basis * spread
         else:
             features = np.multiply(*_eigenbasis(both.products(chosen)))
@@ -223,7 +235,7 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
         C = tried.C
         if tried.losses:
             held_out = {"held_out_log_loss": tried.losses[C], "held_out_accuracy": tried.accuracy}
-    if len(solved) == len(labels):
+    if basis is not None and spread is not None:
         problem = LogisticProblem(basis * spread, labels, rows.classes, weights[None], orthogonal=True)
         (solution,) = problem.solve(C, CLOSE)
         # scores = K U / λ^½ · β for the products K: the rows' coefficients, then those of what the products are made of
@@ -282,27 +294,47 @@ def _in_features(
     both: _BothViews, labels: NDArray[np.int64], classes: int, weights: Array, C: float
 ) -> tuple[Array, Array, Array]:
     """W (classes, width), V (classes, n-grams) and b of the same problem, solved without the rows' products."""
-    import warnings
+    import scipy.optimize  # here, as in `logistic`: every command reads the methods
 
-    from scipy.sparse import csr_matrix, hstack
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    width, ngrams = both.features.shape[1], both.counts.shape[1]
+    present, of_row = np.unique(labels, return_inverse=True)
+    whole, offsets = np.zeros((width + ngrams, classes)), np.full(classes, -ABSENT)
+    if len(present) == 1:  # there is nothing to weigh
+        offsets[present] = 0.0
+        return whole[:width].T, whole[width:].T, offsets
+    # Features in the eigenbasis of their covariance, where a diagonal metric says how much each coordinate matters.
+    _, basis = np.linalg.eigh(both.features.T @ both.features)
+    rotated, counts = both.features @ basis, np.sqrt(WORDS) * both.counts
+    counts_T = counts.T.tocsr()
+    squares = np.concatenate([weights @ rotated**2, counts.multiply(counts).T @ weights])
+    # For two classes as `LogisticProblem.solve`.
+    penalty = (2.0 if classes == 2 else 1.0) / C
+    total = weights.sum()
+    metric = np.append(0.25 * squares + penalty, 0.25 * total)
+    scale = 1.0 / np.sqrt(metric)[:, None]
+    rows = np.arange(len(labels))
 
-    width = both.features.shape[1]
-    joined = hstack([csr_matrix(both.features), np.sqrt(WORDS) * both.counts]).tocsr()
-    whole, offsets = np.zeros((classes, joined.shape[1])), np.zeros(classes)
-    if len(present := np.unique(labels)) == 1:  # which scikit-learn refuses, and there is nothing to weigh
-        offsets[np.arange(classes) != present[0]] = -ABSENT
-        return whole[:, :width], whole[:, width:], offsets
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # see MOST_STEPS
-        fitted = LogisticRegression(C=C, max_iter=MOST_STEPS).fit(joined, labels, weights)
-    coefficients, bias = fitted.coef_, fitted.intercept_
-    if len(fitted.classes_) == 2:  # one weight vector for both
-        coefficients, bias = (
-            np.concatenate([-coefficients / 2, coefficients / 2]),
-            np.concatenate([-bias / 2, bias / 2]),
-        )
-    offsets[:] = bias.min() - ABSENT
-    whole[fitted.classes_], offsets[fitted.classes_] = coefficients, bias
-    return whole[:, :width], np.sqrt(WORDS) * whole[:, width:], offsets
+    def objective(flat: Array) -> tuple[float, Array]:
+        point = flat.reshape(len(metric), -1) * scale  # (width + n-grams + 1, present classes)
+        coefficients = point[:-1]
+        logits = rotated @ coefficients[:width] + counts @ coefficients[width:] + point[-1]
+        logits -= logits.max(1, keepdims=True)
+        residual = np.exp(logits)
+        sums = residual.sum(1, keepdims=True)
+        of_label = logits[rows, of_row] - np.log(sums[:, 0])
+        residual /= sums
+        residual[rows, of_row] -= 1.0
+        residual *= weights[:, None]
+        gradient = np.concatenate([rotated.T @ residual, counts_T @ residual, residual.sum(0, keepdims=True)])
+        gradient[:-1] += penalty * coefficients
+        loss = -float(of_label @ weights) + 0.5 * penalty * float(np.vdot(coefficients, coefficients))
+        return loss / total, (gradient * scale / total).ravel()
+
+    options = {"maxiter": MOST_STEPS, "gtol": NEAR / np.sqrt(total), "ftol": 0.0, "maxcor": KEPT_STEPS}
+    begin = np.zeros(len(metric) * len(present))
+    solution = scipy.optimize.minimize(objective, begin, jac=True, method="L-BFGS-B", options=options)
+    point = solution.x.reshape(len(metric), -1) * scale
+    whole[:, present] = np.concatenate([basis @ point[:width], point[width:-1]])
+    offsets[:] = point[-1].min() - ABSENT
+    offsets[present] = point[-1]
+    return whole[:width].T, np.sqrt(WORDS) * whole[width:].T, offsets
