@@ -84,4 +84,5 @@ def test_a_row_is_timed_on_as_many_as_a_moment_pays_for(seconds_per_row: float) 
     if seconds_per_row < 0.1:
         assert asked[-1] == PROBED_ROWS
     else:
-        assert sum(asked) * seconds_per_row <= 3 * max(PROBE_SECONDS, 3 * seconds_per_row)
+        # two rows to warm up and two more say it of a backbone that takes all of these seconds for them
+        assert sum(asked) * seconds_per_row <= 2 * max(PROBE_SECONDS, 2 * seconds_per_row)

@@ -17,11 +17,13 @@ from dollartune.budget.totals import read_totals
 from dollartune.errors import UserError
 from dollartune.evaluate.predict import predict_rows
 from dollartune.export.opening import open_adapter
+from dollartune.methods.linear_probe import LinearProbe
 from dollartune.study.api import Study
 from dollartune.study.results import Results
 from dollartune.tasks.registry import load_task
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.features import FeatureStore
+from dollartune.train.solve import training_seconds
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,22 @@ def test_features_are_what_a_plain_pass_gives(encoder: Any) -> None:
         ids = torch.tensor([row.prompt])
         plain = pooled_states(attached, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ("mean", "first"))
         torch.testing.assert_close(features, plain[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("seconds_per_row", "timed"), [(0.0, 12), (0.5, 4), (60.0, 2)])
+def test_features_are_timed_on_as_many_rows_as_a_moment_pays_for(
+    encoder: Any, seconds_per_row: float, timed: int
+) -> None:
+    """A backbone that takes a second for a row would spend a short budget on being measured."""
+    backbone, attached, rows = encoder
+    store = FeatureStore()
+    adapter = attached.add("timed", [LinearProbe()], 0)
+    try:
+        seconds = training_seconds(adapter, backbone, attached, store, rows, seconds_per_row)
+    finally:
+        attached.remove("timed")
+    assert store.computed == timed
+    assert seconds > 0
 
 
 def test_other_weights_have_other_features(encoder: Any, tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def measure_trial_cost(context: TrialContext, trial: Trial, settings: StudySetti
     adapter = context.attached.add("trial_cost", context.methods(trial), trial.seed)
     try:
         if trial.solved:
-            seconds = training_seconds(adapter, context.backbone, context.attached, context.features, context.train)
+            seconds = training_seconds(
+                adapter, context.backbone, context.attached, context.features, context.train,
+                context.row_costs.seconds_per_validation_row,
+            )  # fmt: skip
             return TrialCost(1, seconds, 0.0, 0.0, tried, final + WRITING * adapter.count(), tested, per_row, rows)
         state = TrialState("trial_cost", adapter, context.train, settings.training, trial.seed)
         # The trainer wants some rows; they are not looked at, as no validation falls into three steps.
@@ -83,7 +86,8 @@ def probe(context: TrialContext, trial: Trial, settings: EvaluationSettings) -> 
     count = max(LEAST_PROBED_ROWS, int(PROBE_SECONDS * WARM_UP_ROWS / max(first.seconds, 1e-9)))
     if count >= len(rows):  # where a row takes next to nothing, what is compiled for a new shape counts as well
         asked(count)
-    evaluation = asked(count)
+    # Where two rows take all of these seconds they have said it.
+    evaluation = asked(count) if first.seconds < PROBE_SECONDS else first
     context.row_costs.note_validation(evaluation.seconds, evaluation.examples)
     # Of validation rows labels are scored; on test rows texts are generated as well, which takes several times as long.
     if settings.free_generation and context.task.kind == "classification":

@@ -33,6 +33,10 @@ TRIED_ROWS = 48
 TRIED_BATCH = 16
 """In batches of so many: one to warm up, two to be timed."""
 
+TRIED_SECONDS, LEAST_TRIED_ROWS = 2.0, 2
+"""Fewer rows where all would take longer than that: of a backbone of a billion numbers 48 take all of a short budget, to say that
+it is too slow for features."""
+
 OPERATIONS_PER_SECOND = 3e10
 """Of a solution, in double precision on one core of a server of our time: 4e10 to 1.4e11 were seen from 500 rows on. Too low a
 figure is dear: features are then taken of fewer rows than the money pays for."""
@@ -141,15 +145,25 @@ def solve_seconds(adapter: Adapter, rows: int) -> float:
 
 
 def training_seconds(
-    adapter: Adapter, backbone: Backbone, attached: Attached, store: FeatureStore, rows: Sequence[Encoded]
+    adapter: Adapter,
+    backbone: Backbone,
+    attached: Attached,
+    store: FeatureStore,
+    rows: Sequence[Encoded],
+    seconds_per_row: float = 0.0,
 ) -> float:
-    """What a trial's training will take: passes for rows whose features are not known, timed on a few, and the solution."""
+    """What a trial's training will take: passes for rows whose features are not known, timed on a few, and the solution.
+
+    Args:
+        seconds_per_row: of a pass for one row, as far as it is known.
+    """
     assert adapter.readout is not None
     pooling = adapter.readout.pooling
     rows = solved_rows(adapter, rows)
     missing = store.missing(backbone, read_of(adapter.readout, rows), pooling)
     lengths = [row.length for row in missing]
-    tried = typical_rows(lengths, TRIED_ROWS)
+    most = TRIED_SECONDS / seconds_per_row if seconds_per_row > 0 else TRIED_ROWS
+    tried = typical_rows(lengths, int(min(TRIED_ROWS, max(LEAST_TRIED_ROWS, most))))
     per_token: list[float] = []
     for begin in range(0, len(tried), TRIED_BATCH):
         part = tried[begin : begin + TRIED_BATCH]
