@@ -173,7 +173,7 @@ def tune(
         on_bad_row: what a malformed row does: `stop` or `skip`.
         out: folder for the adapter and the study. The same call on the same folder goes on.
         price: of this machine, as in `2.49/h`.
-        rows: training rows; by default all.
+        rows: training rows; by default all that the budget pays to be read.
         seeds: maximum number of seeds of the best setting.
         trials: maximum number of settings to try per method.
         begin_with: folder of an adapter that this one begins with.

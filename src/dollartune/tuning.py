@@ -17,6 +17,7 @@ from dollartune import format as numbers
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
 from dollartune.budget.limit import parse_budget
+from dollartune.budget.prices import find_price
 from dollartune.budget.serving_limits import ServingLimits, parse_limits
 from dollartune.defaults import defaults
 from dollartune.errors import UserError
@@ -25,6 +26,7 @@ from dollartune.methods.registry import method_class
 from dollartune.methods.spelling import parse_call
 from dollartune.metrics import counts_rare_classes
 from dollartune.metrics import get as measure
+from dollartune.planner.readable_rows import READING_SHARE, readable_rows
 from dollartune.study.status import settings_of
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
@@ -82,7 +84,7 @@ def tuning_study(
     Args:
         wanted: methods; by default those of `defaults.yaml`, as far as they fit the backbone and the task.
         budget: `60 s`, `$1`.
-        rows: training rows; by default all.
+        rows: training rows; by default all that the budget pays to be read.
         trials: most settings to try per method; by default what the budget pays for.
         metric: by which the adapter is chosen; by default the task's. Where rare classes count as much as common ones, so they
             do in training.
@@ -110,6 +112,11 @@ def tuning_study(
     chosen: list[str | dict[str, Any]] = list(wanted) or list(usual)
     _need_trained(chosen)
     parsed = parse_budget(budget, per="study")
+    if rows is None and (rows := readable_rows(loaded, parsed.limit(1).in_seconds(find_price(price)))) is not None:
+        notes.append(
+            f"{rows:,} of {len(loaded.load()['train']):,} training rows are read, in a random order: all would take more than "
+            f"{numbers.percent(READING_SHARE)} of the budget (to choose: --rows)"
+        )
     # Solving takes seconds, so that it is done again with the validation rows once the score on them is known.
     training: dict[str, Any] = {"train_on_validation": True}
     classifies = default_objective(read_config(backbone)) == "classification"

@@ -35,7 +35,9 @@ def tune(
     budget: Annotated[str, typer.Option(help="Time or money, all included: '60 s', '5 min', '$1'.")] = "5 min",
     out: Annotated[Path, typer.Option(help="Folder for the adapter, the study and its report.")] = Path("tuned"),
     price: Annotated[str | None, typer.Option(help="Price of this machine, for example 2.49/h.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Training rows (default: all).", min=1)] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Training rows (default: all that the budget pays to be read).", min=1)
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Maximum number of seeds of the best setting.", min=1)] = 3,
     trials: Annotated[
         int | None,
