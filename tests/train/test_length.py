@@ -15,7 +15,8 @@ from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.early_stopping import end_wins
 from dollartune.train.encoding import Encoded, Encoder
-from dollartune.train.length import Look, Replan, fill_time, is_look, look_rows, look_steps, steps_by_rows
+from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
+from dollartune.train.length import Look, Replan, at_most, fill_time, is_look, look_rows, look_steps, steps_by_rows
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.lr_schedule import decay_progress, learning_rate_factor
 from dollartune.train.progress import Progress
@@ -277,6 +278,27 @@ def test_the_planner_leaves_time_for_its_looks() -> None:
     assert fill_time(Look(90, 100, True, 0.1, 0.001, 0.8, 16, 100)) == 94
     # before the first look: a row is read in a third of the time in which it is trained
     assert fill_time(Look(4, 100, False, 0.48, 0.0, 10.0, 16, 100)) == 18  # 300 rows read are 3 s, and 14 steps 6.72 s
+
+
+@pytest.mark.parametrize(("steps", "computed"), [(2, False), (9, True)])
+def test_a_part_of_a_pass_does_not_wait_for_all_rows(
+    backbone: Backbone, rows: list[Encoded], steps: int, computed: bool
+) -> None:
+    """Of many rows a short run reads a part, and what leaves its frozen layers would be computed for all of them first."""
+    attached, cache, machine = Attached(backbone.model, backbone.anatomy), FrozenPrefixCache(), Machine(100.0, float)
+    cache.reuse = True  # as in a study
+    attached.use_frozen_prefix(cache)
+    try:
+        adapter = attached.add("t", [build_method("lora(rank=2, layers='last 1')")], 0)
+        trial = TrialState("t", adapter, rows, SETTINGS, 0, steps=steps, from_money=True)
+        planner = at_most(fill_time, steps)
+        CohortTrainer(
+            backbone, attached, [trial], rows[:4], seconds_left=machine.left, planner=planner, clock=machine.clock
+        ).run()
+    finally:
+        attached.detach()
+    assert trial.progress.step == steps
+    assert (trial.progress.frozen_prefix_tokens_computed > 0) == computed
 
 
 def test_the_last_choice_is_made_on_all_rows(local_backbone: Any, moods: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,9 @@ class CohortTrainer:
         for key, trials in groups.items():
             counts = dict(key)
             passes = sum((t.total_steps - t.progress.step) / t.batches_per_epoch for t in trials)
-            if passes <= 1 and not self.frozen_prefix.reuse:  # seen once: computing in advance saves nothing
+            # Seen once: computing in advance saves nothing, unless others come after it; where money decides, a part of a pass
+            # must not wait for all rows.
+            if passes <= 1 and not (self.frozen_prefix.reuse and self.pace is None):
                 continue
             started = time.perf_counter()
             computed = self.frozen_prefix.computed_tokens
