@@ -14,7 +14,8 @@ from dollartune.engines.display import Display
 from dollartune.schedule.anytime import AnytimeScheduler
 from dollartune.study.api import Study
 from dollartune.study.runner import StudyRunner
-from dollartune.trials.record import RECORD_VERSION, record_of
+from dollartune.trials.build_record import failed_record
+from dollartune.trials.record import RECORD_VERSION, Cost, record_of
 
 END_SECONDS = 1.25 * 200 * 0.001 + 0.25
 """Of evaluating 200 test rows of a millisecond each, and writing."""
@@ -51,7 +52,7 @@ class ByHand:
 
     def ran(
         self, cohort: Cohort, score: float, seconds: float, steps: int = 0, best: int | None = None,
-        curve: tuple[tuple[int, float], ...] = (), after: float = 0.1, parameters: int = 20_000,
+        curve: tuple[tuple[int, float], ...] = (), after: float = 0.1, parameters: int = 20_000, rows: int = 1000,
     ) -> float:  # fmt: skip
         """Books a run and tells the scheduler of it; returns the seconds that it was allowed."""
         (trial,) = cohort.trials
@@ -67,17 +68,25 @@ class ByHand:
         record = {
             "version": RECORD_VERSION, "id": trial.identifier, "trial": trial.to_json(), "metric": "accuracy", "status": "tried",
             "validation": {"score": score, "examples": 100, "standard_error": 0.02}, "training": training,
-            "parameters": {"total": parameters}, "data": {"train": 1000, "validation": 100, "test": self.costs.test_rows},
+            "parameters": {"total": parameters}, "data": {"train": rows, "validation": 100, "test": self.costs.test_rows},
             "cost": {"seconds": seconds, "dollars": 0.0, "price_per_hour": 0.0},
         }  # fmt: skip
         self.scheduler.done(trial, record_of(record))
         return allowed
 
+    def failed(self, cohort: Cohort, kind: str, seconds: float) -> None:
+        """Books a run that breaks, and tells the scheduler of it."""
+        (trial,) = cohort.trials
+        self.scheduler.time_limit(cohort, self.costs)
+        with self.ledger.book("tune", trial=trial.identifier):
+            self.clock.now += seconds
+        self.scheduler.done(trial, failed_record(trial, kind, "it broke", Cost(seconds=seconds)))
 
-def probed(by_hand: Any, seconds: float | None, **given: Any) -> ByHand:
+
+def probed(by_hand: Any, seconds: float | None, rows: int = 1000, **given: Any) -> ByHand:
     """After a probe of one second that scored 0.5."""
     hand = by_hand(seconds, **given)
-    hand.ran(hand.next(), 0.5, 1.0)
+    hand.ran(hand.next(), 0.5, 1.0, rows=rows)
     return hand
 
 

@@ -85,6 +85,21 @@ def test_the_solved_probe_stays_where_less_than_three_tenths_of_a_pass_over_the_
     assert not probed(by_hand, seconds(32)).over
 
 
+@pytest.mark.parametrize(("steps", "over"), [(150, True), (250, False)])
+def test_of_many_rows_a_small_part_of_what_they_can_use_is_a_training(by_hand: Any, steps: int, over: bool) -> None:
+    """Of 20,000 rows 2,741 steps are useful, a pass is 2,000 and 0.3 passes 600: 250 steps are those of 1.8 passes over 1,400."""
+    seconds = 1.0 + 0.25 + SCORED + steps * 1.08 * FIRST_STEP + END_SECONDS + BETWEEN
+    assert probed(by_hand, seconds, rows=20_000).over == over
+
+
+def test_upper_layers_come_first_only_where_they_get_more_training(by_hand: Any) -> None:
+    """What lies below them is computed for all rows: of 20,000 that takes what 320 steps of all layers do."""
+    seconds = 1.0 + 0.25 + SCORED + 300 * 1.08 * FIRST_STEP + END_SECONDS + BETWEEN
+    methods = ("linear_probe", "full", reference("upper_layers").name)
+    assert probed(by_hand, seconds, rows=20_000, methods=methods).next().trials[0].variant.group == "full"
+    assert probed(by_hand, seconds / 3, methods=methods).next().trials[0].variant.group == methods[2]
+
+
 def test_below_two_passes_over_the_rows_the_upper_layers_alone_are_trained(by_hand: Any) -> None:
     upper = reference("upper_layers").name
 
@@ -180,7 +195,7 @@ def test_a_setting_is_hopeless_after_a_third_of_its_steps_where_its_loss_is_an_e
 
 
 @pytest.mark.parametrize(("methods", "told"), [
-    (["linear_probe", "full"], "0.0 epochs would fit in 1 s, and with less than 0.3 none was seen to beat "),
+    (["linear_probe", "full"], "0 epochs would fit in 1 s, and with less than 0.3 none was seen to beat "),
     (["full"], "0 steps would fit in 1 s, and a run has "),
 ])  # fmt: skip
 def test_the_end_says_what_was_too_short_for_what(by_hand: Any, methods: list[str], told: str) -> None:
@@ -249,3 +264,25 @@ def test_nothing_is_trained_against_what_cannot_be_beaten(by_hand: Any) -> None:
     hand.ran(hand.next(), 1.0, 1.0)
     assert hand.over
     assert "no run can score higher than 1.000" in hand.scheduler.state.ending
+
+
+@pytest.mark.parametrize(("kind", "again"), [("out_of_memory", False), ("limit", False), ("not_finite", True)])
+def test_what_a_method_takes_is_the_same_at_another_rate(by_hand: Any, kind: str, again: bool) -> None:
+    """A method for which there is no memory is not loaded and halved again for each rate; one that diverged may do better."""
+    hand = probed(by_hand, 300.0, methods=["linear_probe", "full", "lora"])
+    first = hand.next()
+    assert first.trials[0].variant.group == "full"
+    hand.failed(first, kind, 1.0)
+    tried: list[str] = []
+    while not hand.over:
+        cohort = hand.next()
+        tried.append(cohort.trials[0].variant.group)
+        hand.ran(cohort, 0.8, 10.0, steps_of(cohort))
+    assert "lora" in tried
+    assert ("full" in tried) == again
+
+
+def test_a_method_without_memory_for_a_first_short_run_is_no_main_run(by_hand: Any) -> None:
+    hand = by_hand(300.0, methods=["full", "lora"])
+    hand.failed(hand.next(), "out_of_memory", 1.0)
+    assert hand.next().trials[0].variant.group == "lora"

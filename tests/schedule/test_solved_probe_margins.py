@@ -27,6 +27,15 @@ def test_features_come_first_where_they_are_quick_and_never_where_they_take_more
     assert wanted(362.0) == [0], "of fewer rows they say no more than tokens alone"
 
 
+@pytest.mark.parametrize(("seconds", "scored"), [(54.5, 100), (355.0, 30), (50_000.0, 100)])
+def test_validation_rows_are_as_few_as_the_rows_that_are_solved_on(by_hand: Any, seconds: float, scored: int) -> None:
+    """Features of all validation rows beside those of 15 % of the training rows would take the rest of the money."""
+    hand = by_hand(100.0, methods=["tfidf_probe", "full"])
+    while trials := hand.scheduler.to_measure():
+        hand.scheduler.measured(trials[0], TrialCost(1, seconds, 0.0, 0.0, 0.0, 0.0, validation_rows=100))
+    assert hand.scheduler.time_limit(hand.next(), hand.costs).validation_rows == scored
+
+
 def test_where_features_of_whole_rows_take_too_long_fewer_tokens_are_measured(by_hand: Any) -> None:
     scheduler = by_hand(100.0, methods=["tfidf_probe", "full"]).scheduler
     tried = []
@@ -35,6 +44,19 @@ def test_where_features_of_whole_rows_take_too_long_fewer_tokens_are_measured(by
         scheduler.measured(trials[0], None)
     assert tried == [None, 128]
     assert scheduler.state.probe_tokens == [0]
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(2.0, 1.0), (53.5, 1.0), (107.0, 0.5), (2_000.0, 0.027), (None, 1.0)])
+def test_of_pictures_that_take_too_long_a_share_is_solved_on(by_hand: Any, seconds: float | None, share: float) -> None:
+    """Without words to count there is nothing else to begin with: all of them would take the money and leave no adapter."""
+    hand = by_hand(100.0, methods=["linear_probe", "full"])
+    (trial,) = hand.scheduler.to_measure()
+    hand.scheduler.measured(trial, None if seconds is None else TrialCost(1, seconds, 0.0, 0.0, 0.0, 0.0))
+    assert not hand.scheduler.to_measure()
+    first = hand.next().trials[0].variant.build()[0].config
+    assert first.rows_share == pytest.approx(share, abs=0.01)
+    hand.ran(hand.next(), 0.5, 1.0)
+    assert hand.next().trials[0].variant.group == "full"
 
 
 @pytest.mark.parametrize(("took", "expected"), [(1.0, 1.0), (6.5, 0.53), (8.0, None)])

@@ -47,6 +47,8 @@ class LinearProbeConfig(SolvedSettings):
     """Whether there is a bias b. Heads of decoders have none: only without one can a probe be merged into them."""
     class_weight: Literal["none", "balanced"] = "none"
     """`balanced` weighs each row by rows / (classes · rows of its class), for classes that are rare."""
+    rows_share: float = Field(1.0, gt=0.0, le=1.0)
+    """Share of the training rows that it is solved on, spread over all of them: features of more would take too long."""
 
 
 class Probe(Readout):
@@ -109,7 +111,16 @@ class LinearProbe(SolvedMethod[LinearProbeConfig]):
 
     def shared(self, sites: Sequence[Site], anatomy: Anatomy) -> nn.Module | None:
         self.read_by_head = read_by_head(anatomy)
-        return Probe(self.pools(anatomy), state_width(sites[0], anatomy), sites[0].out_features)
+        probe = Probe(self.pools(anatomy), state_width(sites[0], anatomy), sites[0].out_features)
+        probe.rows_share = self.config.rows_share
+        return probe
+
+    def describe(self) -> dict[str, object]:
+        described = super().describe()
+        # Left out at its default: trials of before it existed keep their identifiers, and their records are found again.
+        if self.config.rows_share == 1.0:
+            del described["rows_share"]
+        return described
 
     def edit(self, site: Site, shared: nn.Module | None, module: nn.Module) -> Readout:
         probe = super().edit(site, shared, module)

@@ -66,9 +66,6 @@ EARLY_STEPS = 0.25
 FEW_EPOCHS = 2.0
 """Where full tuning would get less than that, its upper layers alone get twice as many epochs: what lies below them is computed
 once. In 15 s they reached 0.803 on SST-2, all layers 0.787 (MiniLM, 1,400 rows, 1.3 and 0.8 epochs); on AG News 0.832, 0.838."""
-LEAST_EPOCHS = 0.3
-"""Below so many passes over the rows nothing was seen to come near the solved probe. Above it the run costs money that nothing
-else could use, and is taken only where it is better."""
 SEVERAL_RUNS = 2.0
 """Times the useful length: with less money than that, one run uses all of it; with more, several settings are tried."""
 WORTH_RUNNING = 0.6
@@ -278,11 +275,12 @@ class AnytimeScheduler(CellScheduler):
         return self._further() if self.history.trained() else self._main(Setting(self._first_trained(order)))
 
     def _first_trained(self, order: Sequence[str]) -> str:
-        """The strongest method, or the upper layers alone where all of them would get next to no training."""
-        upper = reference("upper_layers").name
-        epochs = self.cost.steps_in(order[0], self.cost.training_seconds()) / self.cost.epoch_steps()
-        whole = order[0] == reference("everything").name
-        return upper if whole and upper in order and epochs < FEW_EPOCHS else order[0]
+        """The strongest method, or the upper layers alone where all of them would get next to no training, and these get more."""
+        upper, seconds = reference("upper_layers").name, self.cost.training_seconds()
+        steps, whole = self.cost.steps_in(order[0], seconds), order[0] == reference("everything").name
+        few = steps < FEW_EPOCHS * self.cost.epoch_steps()
+        # Of many rows what lies below them takes longer to compute once than it would save.
+        return upper if whole and upper in order and few and self.cost.steps_in(upper, seconds) > steps else order[0]
 
     def _early(self, method: str) -> Run | None:
         seconds = EARLY_SHARE * self.cost.total_seconds()
@@ -302,11 +300,11 @@ class AnytimeScheduler(CellScheduler):
         )
         best = self.history.incumbent()
         if best is not None and best.stage == "probe":
-            if affordable < LEAST_EPOCHS * epoch:
+            if affordable < (least := self.cost.least_steps()):
                 # What is too little for training may still be enough for features of more rows.
                 if (larger := self.probe.larger_run(seconds)) is not None:
                     return larger
-                return self._end(self.words.too_few_epochs(setting, affordable / epoch, seconds, LEAST_EPOCHS))
+                return self._end(self.words.too_few_epochs(setting, affordable / epoch, seconds, least / epoch))
         elif affordable < LEAST_STEPS:
             return self._end(self.words.too_few_steps(setting, affordable, seconds, LEAST_STEPS))
         # A first run that turns out quicker than expected leaves the rest to the average; one that is slower leaves its part.
@@ -346,7 +344,7 @@ class AnytimeScheduler(CellScheduler):
             return self._rung(best)
         tried_longer = any(run.stage == "longer" and run.setting == best.setting for run in self.state.runs)
         # Twice a run of a few steps is still no training: another setting is worth more then.
-        worth = 2 * outcome.steps >= LEAST_EPOCHS * self.cost.epoch_steps()
+        worth = 2 * outcome.steps >= self.cost.least_steps()
         if (
             outcome.last_gain >= STILL_BETTER
             and worth
@@ -403,7 +401,7 @@ class AnytimeScheduler(CellScheduler):
 
     def _race_of(self, began: RungsState) -> Rungs:
         if self._race is None:
-            least = max(LEAST_STEPS, math.ceil(LEAST_EPOCHS * self.cost.epoch_steps()))
+            least = max(LEAST_STEPS, math.ceil(self.cost.least_steps()))
             self._race = Rungs(began, self.history, least)
         return self._race
 
@@ -456,7 +454,7 @@ class AnytimeScheduler(CellScheduler):
         """
         needed, _, known = self._needed(setting, length)
         steps = self.cost.steps_in(setting.method, self._searching_seconds())
-        if steps < max(WORTH_RUNNING * needed, LEAST_EPOCHS * self.cost.epoch_steps()):
+        if steps < max(WORTH_RUNNING * needed, self.cost.least_steps()):
             return None
         wanted = max(needed, self.history.outcome(best).steps) if known else needed
         if steps < wanted + WORTH_RUNNING * needed:
@@ -474,9 +472,13 @@ class AnytimeScheduler(CellScheduler):
     def _untried(self) -> list[Setting]:
         """In the order of prior evidence."""
         tried = {run.setting for run in self.state.runs if run.stage != "early"}
-        order = self._order()
+        impossible, order = self.history.impossible(), self._order()
         waiting = settings_in_order(self.spaces, order) if order else []
-        return [one for one in waiting if one not in tried and self._may_try(one.method)]
+        return [
+            one
+            for one in waiting
+            if one not in tried and (one.method, one.choice) not in impossible and self._may_try(one.method)
+        ]
 
     def _may_try(self, method: str) -> bool:
         """Whether the study allows another setting of it."""
@@ -484,7 +486,13 @@ class AnytimeScheduler(CellScheduler):
         return self.search.trials is None or len(tried) < self.search.trials
 
     def _order(self) -> list[str]:
-        return strongest(self.trained, self.history.parameters())
+        impossible = self.history.impossible()
+        possible = [
+            name
+            for name in self.trained
+            if any((name, choice) not in impossible for choice in range(len(self.spaces[name].variants)))
+        ]
+        return strongest(possible, self.history.parameters())
 
     def _end(self, reason: str) -> Run | None:
         """No run, and the reason is kept."""

@@ -62,6 +62,8 @@ class RunOutcome:
     seconds_per_row: float
     """Of evaluating and writing, per validation row."""
     error: str
+    impossible: bool
+    """Whether it failed for what its method takes, in memory or when it is served: another rate of it would too."""
 
     @property
     def last_gain(self) -> float:
@@ -92,6 +94,7 @@ class RunOutcome:
             test_rows=0 if record.test is None else record.test.examples,
             seconds_per_row=after_training(record) / max(1, 0 if validation is None else validation.examples),
             error="" if record.error is None else record.error.message,
+            impossible=record.error is not None and record.error.kind in ("out_of_memory", "limit"),
         )
 
 

@@ -69,7 +69,7 @@ class AnytimeWords:
 
     def too_few_epochs(self, setting: Setting, epochs: float, seconds: float, least: float) -> str:
         return (
-            f"{self.history.words(setting)}: {epochs:.1f} epochs {_fit(seconds)}, and with less than {least:g} "
+            f"{self.history.words(setting)}: {epochs:.2g} epochs {_fit(seconds)}, and with less than {least:.2g} "
             "none was seen to beat a classifier on frozen features"
         )
 

@@ -51,9 +51,18 @@ def strongest(methods: Sequence[str], parameters: int) -> list[str]:
 
 def tokens_may_be_limited(variant: Variant) -> bool:
     """Whether a solved method can pass fewer tokens through the backbone, or none, and the study leaves that open."""
+    return _left_open(variant, "first_tokens", None)
+
+
+def rows_may_be_limited(variant: Variant) -> bool:
+    """Whether a solved method can be solved on a share of the rows, and the study leaves that open."""
+    return _left_open(variant, "rows_share", 1.0)
+
+
+def _left_open(variant: Variant, setting: str, default: object) -> bool:
     built = variant.build()
     fields = type(built[0].config).model_fields
-    return len(built) == 1 and "first_tokens" in fields and getattr(built[0].config, "first_tokens", 0) is None
+    return len(built) == 1 and setting in fields and getattr(built[0].config, setting) == default
 
 
 def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str]) -> list[Setting]:
@@ -78,13 +87,10 @@ def settings_in_order(spaces: Mapping[str, SearchSpace], methods: Sequence[str])
 def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
     """The variant that a setting means. What the study states stays as it is."""
     variant = space.variants[setting.choice]
-    if setting.tokens is not None:
+    if setting.tokens is not None or setting.rows_share < 1.0:
         (method,) = variant.build()
-        limit = (
-            {"pooling": "none"}
-            if setting.tokens == 0
-            else {"first_tokens": setting.tokens, "rows_share": setting.rows_share}
-        )
+        tokens = {} if setting.tokens is None else {"first_tokens": setting.tokens}
+        limit = {"pooling": "none"} if setting.tokens == 0 else {**tokens, "rows_share": setting.rows_share}
         return Variant.of([build_method({"method": method.name, **method.config.model_dump(), **limit})], variant.group)
     # A combination has no rule of its own, and a rate that the study states is not changed.
     if len(variant.methods) > 1 or "lr" not in space.space:

@@ -15,6 +15,7 @@ from dollartune.engines.base import EVALUATION_MARGIN, EVALUATION_SECONDS
 from dollartune.methods.registry import reference
 from dollartune.planner.trial_cost import BETWEEN_SECONDS, LEAST_STEPS
 from dollartune.schedule.scheduler import Account
+from dollartune.train.length import steps_by_rows
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
@@ -38,6 +39,12 @@ UPPER_COST = 0.55
 """A step of the upper half over one of all layers: half of the passes both ways, and the optimizer's part."""
 UPPER_FILL = 0.6
 """Forwards of a row that what lies below them costs once: half of the layers, of validation rows (15 % of the data) too."""
+LEAST_EPOCHS = 0.3
+"""Below so many passes over the rows nothing was seen to come near the solved probe. Above it the run costs money that nothing
+else could use, and is taken only where it is better."""
+LEAST_SHARE = 0.075
+"""Where rows are many, so much of the steps that they can use (`train.length`) will do: seen were 1,400 rows, of which it is 0.3
+passes. A hundredth of a pass over a million rows is more training than three passes over a thousand."""
 NO_LIMIT_STEPS = 10**9
 """What is affordable without a budget: more than any useful length."""
 
@@ -124,6 +131,11 @@ class RunCost:
 
     def epoch_steps(self) -> int:
         return math.ceil(self.history.rows() / self.training.batch_size)
+
+    def least_steps(self) -> float:
+        """Below which a training is not worth its seconds beside a solved probe."""
+        by_rows = steps_by_rows(self.history.rows(), self.training.batch_size)
+        return min(LEAST_EPOCHS * self.epoch_steps(), LEAST_SHARE * by_rows)
 
     def useful_steps(self) -> int:
         """What a training of so many rows can use, as one without a budget would have."""

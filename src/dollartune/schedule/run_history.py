@@ -120,6 +120,11 @@ class RunHistory:
                 return outcome
         return None
 
+    def impossible(self) -> set[tuple[str, int]]:
+        """Methods and choices of their variants that failed for what they take, whatever their rate."""
+        outcomes = ((run.setting, self.state.outcomes.get(self.name(run))) for run in self.state.runs)
+        return {(setting.method, setting.choice) for setting, one in outcomes if one is not None and one.impossible}
+
     def latest_trained(self) -> RunOutcome | None:
         """The latest run of whichever method that had steps, however few."""
         outcomes = [self.state.outcomes.get(self.name(run)) for run in reversed(self.state.runs)]

@@ -1,6 +1,7 @@
 """The first adapter: a head solved at once on the backbone's features, of as much of the rows as the money lets pass through it.
 
 whole rows ─ too long ─> first tokens of each ─ too long ─> first tokens of a share of the rows ─ too few ─> tokens are counted
+pictures ─── too long ─> a share of them, however few: there is nothing else to begin with
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dollartune.engines.base import LEAST_TEST_ROWS
 from dollartune.schedule.anytime_state import AnytimeState, Run
-from dollartune.schedule.first_settings import Setting, tokens_may_be_limited
+from dollartune.schedule.first_settings import Setting, rows_may_be_limited, tokens_may_be_limited
 from dollartune.schedule.run_cost import PLAN_MARGIN
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from dollartune.schedule.run_cost import RunCost
     from dollartune.schedule.run_history import RunHistory
     from dollartune.schedule.search_space import SearchSpace
-    from dollartune.trials.trial import Trial
+    from dollartune.trials.trial import Trial, Variant
 
 FIRST_TOKENS = 128
 """Of each row, where passing whole rows through the backbone would take too long: most of what a text is about stands early, and
@@ -35,6 +37,11 @@ QUICK_SHARE = 0.03
 then there is one whatever becomes of the machine's speed."""
 PROBE_MARGIN = 1.3
 """Features take so many times what was measured on 48 rows, validation rows (15 % of the data) included."""
+LEAST_PICTURES_SHARE = 0.01
+"""Of pictures, which have no words to count, at least so many: some of each class, mostly."""
+SCORED_SHARE = 2.0
+"""Times the share of the training rows, so much of the validation rows is scored: all of them beside a sixth of the training rows
+would take as long as these, and neither would be paid for."""
 MORE_ROWS = 1.3
 """Times the rows that a probe was solved on, from which solving it again is worth the seconds: a third more rows are good for
 half a point or a point where rows are as few as that."""
@@ -66,7 +73,7 @@ class SolvedProbe:
         decided = self.state.probe_tokens or self.state.runs
         if decided or not self.methods or math.isinf(left):
             return ()
-        if not tokens_may_be_limited(self.spaces[self.methods[0]].variants[0]):
+        if not (rows_may_be_limited(self._variant) or tokens_may_be_limited(self._variant)):
             return ()
         return [self.history.trial_of(self._setting(self._limit), self._seed, None)]
 
@@ -84,17 +91,28 @@ class SolvedProbe:
         state.probe_tried += 1
         seconds = math.inf if cost is None else PROBE_MARGIN * cost.seconds_per_step
         share = min(1.0, PROBE_SHARE * left / seconds) if seconds > 0 else 1.0
+        if not tokens_may_be_limited(self._variant):
+            state.probe_tokens = [None]
+            # Where nothing could be measured nothing is known, and it is all that there is to begin with.
+            return "" if cost is None or share == 1.0 else self._of_a_share("", max(share, LEAST_PICTURES_SHARE), cost)
         if limit is None:
             if share == 1.0:
                 state.probe_tokens = [None] if seconds <= QUICK_SHARE * left else [0, None]
             return ""
-        if share < LEAST_ROWS_SHARE:
+        if cost is None or share < LEAST_ROWS_SHARE:
             state.probe_tokens = [0]
             return "the backbone is too slow for features in this budget: tokens are counted."
+        state.probe_tokens = [0, limit]
+        return self._of_a_share(f"{limit} tokens of ", share, cost)
+
+    def _of_a_share(self, tokens: str, share: float, cost: TrialCost) -> str:
+        """Keeps the share of the rows, and with it that of the validation rows; what the user should know of it."""
         # Two digits: it stands in the trial's settings and is read by people.
-        state.probe_tokens, state.probe_share = [0, limit], float(f"{share:.2g}")
-        rows = "each row" if share == 1.0 else f"{state.probe_share:.0%} of the rows"
-        return f"{limit} tokens of {rows} go through the backbone: all would take too long."
+        self.state.probe_share = float(f"{share:.2g}")
+        scored = round(SCORED_SHARE * share * cost.validation_rows)
+        self.state.validation_rows = min(cost.validation_rows, max(LEAST_TEST_ROWS, scored))
+        rows = "each row" if share == 1.0 else f"{self.state.probe_share:.0%} of the rows"
+        return f"{tokens}{rows} go through the backbone: all would take too long."
 
     def next_run(self) -> Run | None:
         """The quickest first, then what the backbone has to say; None once all have run."""
@@ -128,6 +146,10 @@ class SolvedProbe:
         return Run("probe", setting, last.seed, None, why, seconds)
 
     @property
+    def _variant(self) -> Variant:
+        return self.spaces[self.methods[0]].variants[0]
+
+    @property
     def _limit(self) -> int | None:
         """Tokens of a row that are asked about now: all, then the first ones."""
         return None if self.state.probe_tried == 0 else FIRST_TOKENS
@@ -137,4 +159,4 @@ class SolvedProbe:
         return self.history.seeds(self.methods[0])[0]
 
     def _setting(self, tokens: int | None) -> Setting:
-        return Setting(self.methods[0], tokens=tokens, rows_share=self.state.probe_share if tokens else 1.0)
+        return Setting(self.methods[0], tokens=tokens, rows_share=1.0 if tokens == 0 else self.state.probe_share)
