@@ -10,6 +10,7 @@ import pytest
 from dollartune.config import EvaluationSettings
 from dollartune.engines.measure_cost import PROBE_SECONDS, PROBED_ROWS, probe
 from dollartune.engines.trial_context import ContextCache, TrialContext
+from dollartune.methods.few_shot import FewShot
 from dollartune.study_file import load_study
 from dollartune.trials.expand import plan
 
@@ -56,6 +57,18 @@ def test_all_ways_of_asking_share_backbone_and_rows(contexts: dict[str, TrialCon
     for draw in {name.split()[1] for name in contexts if not name.startswith("zero_shot")}:
         shown, trained = contexts[f"few_shot {draw}"], contexts[f"lora {draw}"]
         assert shown.train is trained.train
+
+
+def test_validation_rows_are_encoded_once_for_all_trials(contexts: dict[str, TrialContext]) -> None:
+    """Pictures would be decoded again for each."""
+    for name, context in contexts.items():
+        evaluator, rows = context.evaluator(False), context.splits.validation
+        encoded = evaluator.encode([*context.splits.test[:2], *rows], None, 0)
+        assert [id(row) for row in encoded[2:]] == [id(row) for row in context.validation]
+        assert [row.example_id for row in encoded[:2]] == [example.id for example in context.splits.test[:2]]
+        prompting = FewShot(examples=2).prompting
+        if name.startswith("few_shot"):
+            assert len(evaluator.encode(rows, prompting, 0)[0].prompt) > len(context.validation[0].prompt)
 
 
 @pytest.mark.parametrize("seconds_per_row", [1e-4, 0.2, 3.0])

@@ -10,6 +10,7 @@ import pytest
 
 from dollartune import Study
 from dollartune.engines.stage_limits import StageLimits
+from dollartune.engines.trial_context import RowCosts
 from dollartune.methods.registry import build_method
 from dollartune.train.solve import solve_on_all_seconds
 from dollartune.trials.record import DoneRecord
@@ -50,6 +51,19 @@ def test_rows_that_were_not_solved_on_are_not_said_to_be(solved: Any, monkeypatc
     assert record.status == "done", "an adapter, and no interruption"
     assert not record.training.on_validation
     assert one["rows_seen"] != both["rows_seen"]
+
+
+def test_what_scoring_a_solved_adapter_takes_says_nothing_of_a_pass(
+    solved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows' features may be there already, or it counts words alone: a trained adapter would get no time to be scored."""
+    passes: list[int] = []
+    scored: list[int] = []
+    monkeypatch.setattr(RowCosts, "note_validation", lambda self, seconds, rows: passes.append(rows))
+    monkeypatch.setattr(RowCosts, "note_rows", lambda self, rows: scored.append(rows))
+    solved("alone")
+    assert not passes
+    assert len(scored) == 1
 
 
 def test_more_rows_take_as_many_more_seconds_as_operations() -> None:

@@ -17,7 +17,7 @@ from dollartune.engines.base import EvaluationCost
 from dollartune.engines.baselines import BaselineRows
 from dollartune.engines.extra_metrics import ExtraMetrics
 from dollartune.errors import UserError
-from dollartune.evaluate.evaluation import Evaluation, Evaluator
+from dollartune.evaluate.evaluation import Evaluation, Evaluator, key_of
 from dollartune.methods.base import prompting_of
 from dollartune.methods.registry import with_head
 from dollartune.train.distributed import processes, shard_layers
@@ -60,6 +60,10 @@ class RowCosts:
     def note_validation(self, seconds: float, rows: int) -> None:
         """Learns from an evaluation on validation rows."""
         self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
+        self.note_rows(rows)
+
+    def note_rows(self, rows: int) -> None:
+        """Learns how many validation rows are scored, where what they took says nothing: features were there already."""
         self.validation_rows = rows
 
 
@@ -107,6 +111,7 @@ class TrialContext:
             free_generation,
             batch_size,
             self.features,
+            {key_of(example): row for example, row in zip(self.splits.validation, self.validation, strict=True)},
         )
 
     def evaluate(

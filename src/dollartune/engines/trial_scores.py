@@ -91,7 +91,10 @@ class TrialScorer:
             self.display.evaluating(trial)
             rows = context.splits.validation[: validation_rows(cohort, context.costs(), self.settings)]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
-            context.row_costs.note_validation(validation.seconds, validation.examples)
+            if trial.solved:
+                context.row_costs.note_rows(validation.examples)
+            else:
+                context.row_costs.note_validation(validation.seconds, validation.examples)
             offsets = None if state is None else self._class_offsets(trial, context, state, validation)
             if state is not None and trial.solved and self.settings.training.train_on_validation:
                 # between the two: the validation score is of rows that were not trained on, the test score of what is handed over

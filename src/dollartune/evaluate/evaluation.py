@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -104,6 +104,7 @@ class Evaluator:
         pool: training examples, from which few-shot prompts are made.
         features: of rows that a study has seen already, for methods that read nothing else.
         free_generation: also let the model write freely in classification tasks (reference 000 reports this).
+        encoded: examples that are encoded already, by `key_of`, as the task asks them by itself.
     """
 
     def __init__(
@@ -116,9 +117,11 @@ class Evaluator:
         free_generation: bool = True,
         batch_size: int = 32,
         features: FeatureStore | None = None,
+        encoded: Mapping[tuple[str, str], Encoded] | None = None,
     ) -> None:
         self.backbone, self.attached, self.task, self.encoder = backbone, attached, task, encoder
         self.pool, self.free_generation, self.batch_size, self.features = pool, free_generation, batch_size, features
+        self.encoded = encoded or {}
 
     def evaluate(
         self, adapter: str | None, methods: Sequence[Method[Any]], examples: Sequence[Example], seed: int = 0
@@ -171,6 +174,7 @@ class Evaluator:
                 self.free_generation,
                 self.batch_size,
                 self.features,
+                self.encoded,
             )
             by_task[task.name] = part.evaluate(adapter, methods, rows, seed)
         score = mean_over_tasks({name: result.score for name, result in by_task.items()}, mixture)
@@ -191,7 +195,12 @@ class Evaluator:
         template = self._template(prompting)
         if prompting is not None and prompting.examples:
             return few_shot_encoded(self.encoder, self.task, examples, self.pool, prompting, template, seed)
-        return self.encoder.encode(self.task, examples, template)
+        if template is not None:
+            return self.encoder.encode(self.task, examples, template)
+        # Every trial is scored on the same rows, and decoding their pictures takes as long as a small backbone does.
+        fresh = [example for example in examples if key_of(example) not in self.encoded]
+        made = iter(self.encoder.encode(self.task, fresh) if fresh else ())
+        return [self.encoded.get(key_of(example)) or next(made) for example in examples]
 
     def _template(self, prompting: Prompting | None) -> Any:
         if prompting is None or prompting.template == 0:
@@ -257,6 +266,11 @@ class Evaluator:
             for e, text, wanted in zip(examples, texts, references, strict=True)
         )
         return {"score": scores[self.task.metric], "scores": scores, "predictions": rows}
+
+
+def key_of(example: Example) -> tuple[str, str]:
+    """By which an example is known in a study: of a mixture's tasks each numbers its own."""
+    return example.task, example.id
 
 
 def classified(
