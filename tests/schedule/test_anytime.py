@@ -192,6 +192,8 @@ def test_what_the_backbone_is_shown_follows_from_what_that_takes(
 
     def measure(self: TimedEngine, trial: Trial) -> TrialCost:
         (method,) = trial.variant.build()
+        if method.config.pooling == "none":  # is solved in no time
+            return TrialCost(1, 0.1, 0.0, 0.0, 0.0, 0.0)
         most = method.config.first_tokens or 200
         return TrialCost(1, ROWS * per_row * min(200, most) / 200, 0.0, 0.0, 0.0, 0.0)
 

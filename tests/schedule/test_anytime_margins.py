@@ -286,3 +286,15 @@ def test_a_method_without_memory_for_a_first_short_run_is_no_main_run(by_hand: A
     hand = by_hand(300.0, methods=["full", "lora"])
     hand.failed(hand.next(), "out_of_memory", 1.0)
     assert hand.next().trials[0].variant.group == "lora"
+
+
+def test_tokens_alone_are_scored_without_time_for_passes(by_hand: Any) -> None:
+    """Of a slow backbone passes for 100 validation rows take more than is left, and the first adapter would be refused."""
+    hand = by_hand(10.0, methods=["tfidf_probe"], row_seconds=0.2)
+    while trials := hand.scheduler.to_measure():
+        hand.scheduler.measured(trials[0], None)
+    first = hand.next()
+    assert hand.ran(first, 0.5, 1.0, after=0.1) == pytest.approx(10.0)
+    last = hand.next()
+    assert (last.purpose, last.trials, last.test_rows) == ("evaluate", first.trials, 200)
+    assert hand.scheduler.time_limit(last, hand.costs).seconds > 0

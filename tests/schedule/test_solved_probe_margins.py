@@ -27,6 +27,26 @@ def test_features_come_first_where_they_are_quick_and_never_where_they_take_more
     assert wanted(362.0) == [0], "of fewer rows they say no more than tokens alone"
 
 
+@pytest.mark.parametrize(("seconds", "share"), [(3.0, 1.0), (49.0, 1.0), (100.0, 0.5), (400.0, 0.12)])
+def test_tokens_alone_are_of_as_many_rows_as_half_of_the_money_solves(
+    by_hand: Any, seconds: float, share: float
+) -> None:
+    """With 150 classes solving takes longer than a short budget has, and nothing would stand at its end."""
+    hand = by_hand(100.0, methods=["tfidf_probe", "full"])
+    scheduler = hand.scheduler
+    asked: list[str] = []
+    while trials := scheduler.to_measure():
+        asked.append(trials[0].variant.build()[0].config.pooling)
+        scheduler.measured(trials[0], TrialCost(1, 20.0 if len(asked) == 1 else seconds, 0.0, 0.0, 0.0, 0.0))
+    assert asked == ["deep", "none"]
+    assert scheduler.state.probe_tokens == [0, None]
+    tokens = hand.next().trials[0].variant.build()[0].config
+    assert (tokens.pooling, tokens.rows_share) == ("none", pytest.approx(share, abs=0.006))
+    hand.ran(hand.next(), 0.4, 1.0)
+    features = hand.next().trials[0].variant.build()[0].config
+    assert (features.pooling, features.rows_share) == ("deep", 1.0)
+
+
 @pytest.mark.parametrize(("seconds", "scored"), [(54.5, 100), (355.0, 30), (50_000.0, 100)])
 def test_validation_rows_are_as_few_as_the_rows_that_are_solved_on(by_hand: Any, seconds: float, scored: int) -> None:
     """Features of all validation rows beside those of 15 % of the training rows would take the rest of the money."""
@@ -40,9 +60,10 @@ def test_where_features_of_whole_rows_take_too_long_fewer_tokens_are_measured(by
     scheduler = by_hand(100.0, methods=["tfidf_probe", "full"]).scheduler
     tried = []
     while trials := scheduler.to_measure():
-        tried.append(trials[0].variant.build()[0].config.first_tokens)
+        config = trials[0].variant.build()[0].config
+        tried.append(0 if config.pooling == "none" else config.first_tokens)
         scheduler.measured(trials[0], None)
-    assert tried == [None, 128]
+    assert tried == [None, 128, 0]
     assert scheduler.state.probe_tokens == [0]
 
 

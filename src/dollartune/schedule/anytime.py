@@ -225,6 +225,9 @@ class AnytimeScheduler(CellScheduler):
         self.state.seconds_per_row = self.state.seconds_per_row or costs.seconds_per_validation_row
         self._save()
         cohort = replace(cohort, validation_rows=self.state.validation_rows)
+        if self._without_backbone(cohort.trials[0].identifier):
+            # Counting tokens of some hundred rows takes a moment; passes for them would be refused in a short budget.
+            costs = replace(costs, seconds_per_row=0.0, seconds_per_validation_row=0.0)
         if any(run.stage == "early" for run in self.history.waiting()):  # its limit is of the training
             most = cohort.limit_seconds + evaluation_seconds(cohort, costs, self.settings)
             cohort = replace(cohort, limit_seconds=most)
@@ -528,7 +531,9 @@ class AnytimeScheduler(CellScheduler):
             return 0
         if self.state.evaluated_rows is None:
             # its validation rows were evaluated a moment ago, on the machine as it is now
-            each = max(self.state.seconds_per_test_row, self.state.outcomes[self.state.final].seconds_per_row)
+            each = self.state.outcomes[self.state.final].seconds_per_row
+            if not self._without_backbone(self.state.final):
+                each = max(self.state.seconds_per_test_row, each)
             # less than is left: the limit is asked a moment later, and would refuse what no longer fits
             left = SURELY_LEFT * self.cost.left() - EVALUATION_SECONDS - BETWEEN_SECONDS
             affordable = left / (EVALUATION_MARGIN * each) if each > 0 else math.inf
@@ -539,6 +544,10 @@ class AnytimeScheduler(CellScheduler):
                 self.note(f"{some} of {self.state.test_rows} test rows are evaluated: too little time is left.")
             self._save()
         return self.state.evaluated_rows
+
+    def _without_backbone(self, trial: str) -> bool:
+        """Whether a run's adapter counts tokens alone."""
+        return any(run.setting.tokens == 0 and self.history.name(run) == trial for run in self.state.runs)
 
     # Money
 

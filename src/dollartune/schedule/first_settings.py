@@ -89,8 +89,9 @@ def variant_of(setting: Setting, space: SearchSpace, facts: Facts) -> Variant:
     variant = space.variants[setting.choice]
     if setting.tokens is not None or setting.rows_share < 1.0:
         (method,) = variant.build()
-        tokens = {} if setting.tokens is None else {"first_tokens": setting.tokens}
-        limit = {"pooling": "none"} if setting.tokens == 0 else {**tokens, "rows_share": setting.rows_share}
+        limit: dict[str, Any] = {"rows_share": setting.rows_share} if setting.rows_share < 1.0 else {}
+        if setting.tokens is not None:
+            limit |= {"pooling": "none"} if setting.tokens == 0 else {"first_tokens": setting.tokens}
         return Variant.of([build_method({"method": method.name, **method.config.model_dump(), **limit})], variant.group)
     # A combination has no rule of its own, and a rate that the study states is not changed.
     if len(variant.methods) > 1 or "lr" not in space.space:

@@ -37,6 +37,9 @@ QUICK_SHARE = 0.03
 then there is one whatever becomes of the machine's speed."""
 PROBE_MARGIN = 1.3
 """Features take so many times what was measured on 48 rows, validation rows (15 % of the data) included."""
+TOKENS_SHARE = 0.5
+"""Of the money that is left, solving on tokens alone may take so much, by what it is estimated to take: with 150 classes or ten
+thousand rows that is not the second or two that it takes otherwise, and it comes first for being quick."""
 LEAST_PICTURES_SHARE = 0.01
 """Of pictures, which have no words to count, at least so many: some of each class, mostly."""
 SCORED_SHARE = 2.0
@@ -70,9 +73,11 @@ class SolvedProbe:
         Args:
             left: seconds of the budget.
         """
-        decided = self.state.probe_tokens or self.state.runs
-        if decided or not self.methods or math.isinf(left):
+        if self.state.runs or not self.methods or math.isinf(left):
             return ()
+        if self.state.probe_tokens:
+            undecided = self.state.probe_tokens[0] == 0 and self.state.tokens_share is None
+            return [self.history.trial_of(self._setting(0), self._seed, None)] if undecided else ()
         if not (rows_may_be_limited(self._variant) or tokens_may_be_limited(self._variant)):
             return ()
         return [self.history.trial_of(self._setting(self._limit), self._seed, None)]
@@ -88,6 +93,9 @@ class SolvedProbe:
             What the user should know of it.
         """
         state, limit = self.state, self._limit
+        if state.probe_tokens:
+            state.tokens_share = share = self._affordable_tokens(left, cost)
+            return "" if share == 1.0 else f"tokens of {share:.0%} of the rows are counted: solving on all would take too long."
         state.probe_tried += 1
         seconds = math.inf if cost is None else PROBE_MARGIN * cost.seconds_per_step
         share = min(1.0, PROBE_SHARE * left / seconds) if seconds > 0 else 1.0
@@ -104,6 +112,12 @@ class SolvedProbe:
             return "the backbone is too slow for features in this budget: tokens are counted."
         state.probe_tokens = [0, limit]
         return self._of_a_share(f"{limit} tokens of ", share, cost)
+
+    def _affordable_tokens(self, left: float, cost: TrialCost | None) -> float:
+        """Share of the rows that are solved on where tokens alone are counted; the solution's seconds are all that it takes."""
+        if cost is None or cost.seconds_per_step <= 0:
+            return 1.0
+        return float(f"{min(1.0, TOKENS_SHARE * left / cost.seconds_per_step):.2g}")
 
     def _of_a_share(self, tokens: str, share: float, cost: TrialCost) -> str:
         """Keeps the share of the rows, and with it that of the validation rows; what the user should know of it."""
@@ -159,4 +173,5 @@ class SolvedProbe:
         return self.history.seeds(self.methods[0])[0]
 
     def _setting(self, tokens: int | None) -> Setting:
-        return Setting(self.methods[0], tokens=tokens, rows_share=1.0 if tokens == 0 else self.state.probe_share)
+        share = (self.state.tokens_share or 1.0) if tokens == 0 else self.state.probe_share
+        return Setting(self.methods[0], tokens=tokens, rows_share=share)
