@@ -95,7 +95,11 @@ class SolvedProbe:
         state, limit = self.state, self._limit
         if state.probe_tokens:
             state.tokens_share = share = self._affordable_tokens(left, cost)
-            return "" if share == 1.0 else f"tokens of {share:.0%} of the rows are counted: solving on all would take too long."
+            return (
+                ""
+                if share == 1.0
+                else f"tokens of {share:.0%} of the rows are counted: solving on all would take too long."
+            )
         state.probe_tried += 1
         seconds = math.inf if cost is None else PROBE_MARGIN * cost.seconds_per_step
         share = min(1.0, PROBE_SHARE * left / seconds) if seconds > 0 else 1.0
