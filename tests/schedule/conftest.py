@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 from anytime_by_hand import ByHand
+from pretend import Pretended
 
 from dollartune.schedule import scheduler as scheduler_module
+
+
+@pytest.fixture(scope="module")
+def unbroken() -> dict[str, Pretended]:
+    """Studies that were not killed, by what pays: each is run once, and held against all that were."""
+    return {}
 
 
 @pytest.fixture

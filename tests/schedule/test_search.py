@@ -120,9 +120,13 @@ def test_several_cells_share_a_methods_money(searched: Any) -> None:
 
 @pytest.mark.parametrize("after", [0, 3, 7, 12, 15])
 @pytest.mark.parametrize("per", ["method", "study"])
-def test_a_killed_search_goes_on_with_the_same_settings(searched: Any, after: int, per: str) -> None:
+def test_a_killed_search_goes_on_with_the_same_settings(
+    searched: Any, unbroken: dict[str, Pretended], after: int, per: str
+) -> None:
     settings = searched(budget={"seconds": 100.0 if per == "method" else 250.0, "per": per})
-    whole = Pretended({**settings, "name": "whole"}, learning_rate)
+    if per not in unbroken:
+        unbroken[per] = Pretended({**settings, "name": "whole"}, learning_rate)
+    whole = unbroken[per]
     first = Pretended({**settings, "name": "killed"}, learning_rate, break_after=after)
     assert first.killed
     second = Pretended({**settings, "name": "killed"}, learning_rate, at=first.clock.now)

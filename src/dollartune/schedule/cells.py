@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dollartune.engines.base import Cohort, EvaluationCost, Purpose, TimeLimit
@@ -25,6 +25,8 @@ class Cell:
     """By method; one for methods that depend on none."""
     templates: Mapping[str, Trial]
     """By method: a trial of it here, whose variant, seed and fraction are replaced."""
+    _made: dict[tuple[Variant, int, float], Trial] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Schedulers ask for the same trials at each step, and a trial keeps its hash and what its methods are."""
 
     @classmethod
     def all(cls, trials: Iterable[Trial]) -> list[Cell]:
@@ -44,8 +46,13 @@ class Cell:
 
     def trial(self, variant: Variant, seed: int, fraction: float) -> Trial:
         """A trial here; what trains nothing, or is solved at once, has no fraction."""
-        template = replace(self.templates[variant.group], variant=variant, seed=seed)
-        return replace(template, fraction=fraction) if template.trains and not template.solved else template
+        made = self._made.get((variant, seed, fraction))
+        if made is None:
+            made = replace(self.templates[variant.group], variant=variant, seed=seed)
+            if made.trains and not made.solved:
+                made = replace(made, fraction=fraction)
+            self._made[variant, seed, fraction] = made
+        return made
 
     def seed(self, method: str, number: int) -> int:
         """The seed of a method's run of that number: those that the study lists, then new ones above them, to tell finalists

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -31,6 +31,8 @@ class SearchSpace:
     """As the study lists them: several are a grid, one is where a search begins."""
     space: Mapping[str, Space]
     """Ranges by hyperparameter (`lora.rank` in a combination); empty where there is nothing to choose."""
+    _made: dict[str, Variant] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Variants by their values: a search asks for all that it has tried before each decision."""
 
     @property
     def grid(self) -> bool:
@@ -65,6 +67,12 @@ class SearchSpace:
             return self.variants[int(values[CANDIDATE])]
         if not values:
             return self.variants[0]
+        key = repr(sorted(values.items()))  # options may be lists, which have no hash
+        if key not in self._made:
+            self._made[key] = self._build(values)
+        return self._made[key]
+
+    def _build(self, values: Mapping[str, Any]) -> Variant:
         several = len(self.variants[0].methods) > 1
         built = []
         for method in self.variants[0].build():

@@ -48,12 +48,13 @@ class Store:
 
         A trial that goes on where one of them ended stays in it: no study file lists those.
         """
-        planned = dict.fromkeys(trials)
+        planned, before = dict.fromkeys(trials), self.planned()
         # In the order in which they were made, so that what extends an extension finds it here.
-        for identifier in self.planned() or ():
+        for identifier in before or ():
             if identifier not in planned and self.has(identifier) and self.read(identifier).trial.extends in planned:
                 planned[identifier] = None
-        write_atomically(self.root / "plan.json", json.dumps(list(planned)).encode())
+        if list(planned) != before:  # it is said before each cohort, and seldom another
+            write_atomically(self.root / "plan.json", json.dumps(list(planned)).encode())
 
     def planned(self) -> list[str] | None:
         """The trials of the study as it was last run; records of an earlier version of it may lie beside theirs."""
