@@ -41,6 +41,8 @@ SORTS = {
     "no text from embeddings": "ctrl",
     "padding is counted": "git",
 }
+BATCHES = (1, 8)
+"""The whole sweep has batches of 32 as well."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def tools() -> Any:
 def test_every_check_holds(name: str, tools: Any, tmp_path: Path) -> None:
     make_models, sweep, _ = tools
     make_models.make(make_models.RECIPES[name], tmp_path / name)
-    report = sweep.judge(tmp_path / name)
+    report = sweep.judge(tmp_path / name, batches=BATCHES)
     assert not report.faults, report.faults
     assert report.count("ok") >= 14
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
+import runpy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from commands import Command
 
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Attached
@@ -266,6 +267,6 @@ def test_a_study_that_trains_nothing_may_be_spread(study_of: Any) -> None:
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_pass_over_two_devices_mixes_nothing(family: str) -> None:
     script = Path(__file__).with_name("two_devices.py")
-    outcome = subprocess.run([sys.executable, str(script), family], capture_output=True, text=True, timeout=120)
-    assert outcome.returncode == 0, outcome.stderr[-2000:]
-    assert "prefix" in outcome.stdout
+    code, out, error = Command(family, program=partial(runpy.run_path, str(script), run_name="__main__")).ended(300)
+    assert code == 0, error[-2000:]
+    assert "prefix" in out

@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 
-from dollartune.backbones.embedded import embedded_path
 from dollartune.backbones.gguf import is_gguf, read_rounding, unpacked
 from dollartune.backbones.loading import load_backbone
 from dollartune.backbones.locate import from_anywhere, gguf_path, resolve, source_notes
 from dollartune.errors import UserError
+from dollartune.testing.directory import short_tokenizer
 
 gguf = pytest.importorskip("gguf")
 
@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(embedded_path("tiny-decoder"))
+    return short_tokenizer()
 
 
 def model_of(tokenizer: Any, tied: bool) -> Any:
@@ -60,7 +60,7 @@ def write(path: Path, model: Any, tokenizer: Any, kind: Any) -> Path:
     out.add_head_count_kv(config.num_key_value_heads)
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     out.add_vocab_size(config.vocab_size)
-    stored = json.loads((embedded_path("tiny-decoder") / "tokenizer.json").read_text())
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = set(tokenizer.all_special_tokens)
     out.add_tokenizer_model("gpt2")

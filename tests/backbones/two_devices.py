@@ -1,5 +1,5 @@
 """Passes through a backbone spread over two devices that do not exist: torch's fake tensors, which compute nothing but know
-where they would be, and refuse what two devices cannot do together. Run by test_placing.py in a process of its own, as a
+where they would be, and refuse what two devices cannot do together. Run by test_device_map.py in a process of its own, as a
 device can be made up once only.
 
     python two_devices.py llama

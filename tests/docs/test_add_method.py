@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import commands
 import pytest
 from blocks import ROOT, blocks
+from commands import Command
 from typer.testing import CliRunner
 
 from dollartune.cli.app import app
@@ -63,17 +64,8 @@ def test_it_is_listed_has_a_page_and_takes_part_in_a_study(package: Path) -> Non
 
 
 def test_it_passes_the_conformance_suite(package: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--import-mode=importlib",
-        "test_gain.py",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(package)}
-    done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    words = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib", "test_gain.py")
+    seen = partial(sys.path.insert, 0, str(package))
+    code, out, error = Command(*words, folder=package, before=seen, program=commands.pytest).ended(600)
+    assert code == 0, out[-3000:] + error[-3000:]
+    assert "passed" in out

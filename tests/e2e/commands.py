@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -23,13 +24,14 @@ PROCESSES.set_forkserver_preload(
 
 
 class Command:
-    """One `dollartune` command that runs.
+    """One `dollartune` command that runs, or another program.
 
     Args:
         words: what is typed behind `dollartune`.
         folder: where it runs.
         environment: variables beside those of this process.
         before: called in its process first; a function of a module that can be imported there.
+        program: what is run in place of `dollartune`; the same holds for it.
     """
 
     def __init__(
@@ -37,13 +39,14 @@ class Command:
         *words: str,
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
-        before: Callable[[], None] | None = None,
+        before: Callable[[], object] | None = None,
+        program: Callable[[], object] | None = None,
     ) -> None:
         self._files = tempfile.TemporaryDirectory()
         printed = Path(self._files.name)
         self._out, self._error = printed / "out", printed / "error"
         whole = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-        arguments = (words, folder or Path.cwd(), whole, self._out, self._error, before)
+        arguments = (words, folder or Path.cwd(), whole, self._out, self._error, before, program or dollartune)
         self.process = PROCESSES.Process(target=_command, args=arguments)
         self.process.start()
 
@@ -65,7 +68,7 @@ class Command:
 
 def _command(
     words: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, error: Path,
-    before: Callable[[], None] | None,
+    before: Callable[[], object] | None, program: Callable[[], object],
 ) -> None:  # fmt: skip
     os.chdir(folder)
     os.environ.clear()
@@ -80,9 +83,27 @@ def _command(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands it down as ignored
     if before is not None:
         before()
+    program()
+
+
+def dollartune() -> None:
     from dollartune.cli import main
 
     main()
+
+
+def pytest() -> None:
+    runpy.run_module("pytest", run_name="__main__")
+
+
+def two_by_torchrun(program: Callable[..., object], *arguments: object) -> None:
+    """What `torchrun --standalone --nproc-per-node 2` does, with forked processes, which import nothing again."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork"
+    )
+    elastic_launch(config, program)(*arguments)
 
 
 def checkpoints_often() -> None:

@@ -1,6 +1,6 @@
 """A row's scores and texts are those of the row alone: some decoders of each kind of attention, below and beyond its window.
 
-All of them, and encoder-decoders: `python tools/architectures/neighbours.py`.
+All of them, and batches of 32: `python tools/architectures/neighbours.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ KINDS = {
     "states without a mask": "rwkv",
     "two stacks": "t5",
 }
+BATCHES = (1, 8)
+"""Nine rows: in batches of 8 they are all lengths around a window, and one is left over."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_no_row_depends_on_its_neighbours(name: str, tool: Any, tmp_path: Path) 
     tool.make(tool.RECIPES[name], tmp_path / name)
     backbone = tool.load_backbone(str(tmp_path / name), None, ())
     for check, run in tool.CHECKS.items():
-        assert run(backbone, tmp_path), check
+        assert run(backbone, tmp_path, BATCHES), check
 
 
 def test_the_check_can_fail(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,4 +54,4 @@ def test_the_check_can_fail(tool: Any, tmp_path: Path, monkeypatch: pytest.Monke
     backbone = tool.load_backbone(str(tmp_path / "m"), None, ())
     monkeypatch.setattr("dollartune.evaluate.labels.may_go_on", lambda backbone: True)
     with pytest.raises(AssertionError, match="differ by"):
-        tool.check_labels(backbone)
+        tool.check_labels(backbone, BATCHES)

@@ -12,7 +12,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from dollartune.attachment import Adapter
 from dollartune.attachment.merging import Merged
-from dollartune.backbones.embedded import embedded_path
 from dollartune.backbones.loading import Backbone, load_backbone
 from dollartune.errors import UserError
 from dollartune.export import merged as merged_module
@@ -25,7 +24,7 @@ from dollartune.methods.bitfit import BitFit
 from dollartune.methods.full import Full
 from dollartune.methods.lora import LoRA
 from dollartune.methods.prompt import PromptTuning
-from dollartune.testing.directory import write_tiny
+from dollartune.testing.directory import short_tokenizer, write_tiny
 from dollartune.testing.practice import perturb
 
 gguf = pytest.importorskip("gguf")
@@ -44,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def byte_level() -> Any:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_path("tiny-decoder"))
+    tokenizer = short_tokenizer()
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 

@@ -3,13 +3,12 @@ IPython is installed, and one after the other where it is not."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import Command
 
 pytestmark = pytest.mark.slow
 
@@ -67,18 +66,10 @@ def test_the_cells_of_a_first_notebook(reviews: Path, tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     (tmp_path / "reviews.csv").write_bytes(reviews.read_bytes())
     script = "\n".join(textwrap.dedent(cell) for cell in CELLS)
-    environment = {**os.environ, "DOLLARTUNE_CACHE": str(tmp_path / ".cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "parameters are trained" in done.stdout
+    program, cache = partial(exec, script, {"__name__": "__main__"}), {"DOLLARTUNE_CACHE": str(tmp_path / ".cache")}
+    code, out, error = Command(folder=tmp_path, environment=cache, program=program).ended(1500)
+    assert code == 0, out + error
+    assert "parameters are trained" in out
     assert (tmp_path / "mine" / "adapter.safetensors").is_file()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -135,8 +136,13 @@ class Forgetful(dict[Any, Any]):
         return
 
 
-@pytest.mark.parametrize("method", ["lora(dropout=0.1)", "full", "prefix", "houlsby", "dora", "ia3"])
-@pytest.mark.parametrize("family", ["opt", "t5", "llama"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *itertools.product(["opt"], ["lora(dropout=0.1)", "full", "prefix", "houlsby", "dora", "ia3"]),
+        *itertools.product(["t5", "llama"], ["lora(dropout=0.1)", "prefix"]),
+    ],
+)
 def test_what_is_remembered_of_kernels_equals_what_they_give(
     family: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

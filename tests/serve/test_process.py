@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from commands import Command
 
 from dollartune.backbones.loading import load_backbone
 from dollartune.cli.export import serve
@@ -29,27 +28,30 @@ def test_a_signal_lets_a_running_answer_finish() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dollartune", "serve", "tiny-decoder", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("serving tiny-decoder at")
-            for _ in range(200):
-                try:
-                    httpx.get(f"{url}/health").raise_for_status()
-                    break
-                except httpx.TransportError:
-                    time.sleep(0.05)
-            wanted = {"model": "tiny-decoder", "prompt": "Return the", "max_tokens": 100, "stream": True}
-            with httpx.stream("POST", f"{url}/v1/completions", json=wanted, timeout=60) as answer:
-                lines = answer.iter_lines()
-                assert next(lines).startswith("data: ")
-                process.send_signal(signal.SIGTERM)
-                assert [line for line in lines if line][-1] == "data: [DONE]"
-            assert process.wait(30) in (0, -signal.SIGTERM)
-        finally:
-            process.kill()
+    command = Command("serve", "tiny-decoder", "--port", str(port))
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                httpx.get(f"{url}/health").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert command.running(), command.ended(0)
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        wanted = {"model": "tiny-decoder", "prompt": "Return the", "max_tokens": 100, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=wanted, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            assert command.process.pid is not None
+            os.kill(command.process.pid, signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        code, out, _ = command.ended(30)
+        assert code in (0, -signal.SIGTERM)
+        assert out.startswith("serving tiny-decoder at")
+    finally:
+        command.kill()
 
 
 def test_options_are_the_server_s_limits(monkeypatch: pytest.MonkeyPatch) -> None:

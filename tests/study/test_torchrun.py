@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command, dollartune, two_by_torchrun
 
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
@@ -25,12 +24,9 @@ def test_two_processes_leave_the_records_of_one(study_of: Any, tmp_path: Path) -
     settings = study_of(methods=methods)
     alone = Study(settings).run(display=Display()).done()
     (tmp_path / "together.yaml").write_text(json.dumps({**settings, "name": "together"}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "dollartune", "run", str(tmp_path / "together.yaml"), "--no-report"]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=550
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ("run", str(tmp_path / "together.yaml"), "--no-report")
+    code, _, error = Command(*words, program=partial(two_by_torchrun, dollartune)).ended(550)
+    assert code == 0, error[-3000:]
     folder = Path(settings["output"]) / "together"
     found = {r.trial.label: r for r in Store(folder).records() if not r.trial.baseline}
     assert found.keys() == {r.trial.label for r in alone}

@@ -101,6 +101,11 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, only: str = "", **changes
             "/dev/null",
             "-p",
             "no:cacheprovider",
+            # At its end it collects garbage, several times: in a process that has run a thousand tests that takes seconds.
+            "-p",
+            "no:unraisableexception",
+            "-p",
+            "no:threadexception",
             "-k",
             only,
             str(folder / "test_gain.py"),

@@ -109,10 +109,8 @@ def losses(layers: Any = None) -> tuple[list[float], float]:
     tiny = tiny_backbone("opt")
     attached = Attached(tiny.model, tiny.anatomy)
     generator = torch.Generator().manual_seed(0)
-    # of two lengths: each that is new is compiled anew, which tests/attachment/fast/test_compile.py looks at
-    rows = [
-        Encoded(str(i), tuple(torch.randint(3, 60, (5 + i % 2,), generator=generator).tolist()), (7,)) for i in range(6)
-    ]
+    # of one length: each that is new is compiled anew, which tests/attachment/fast/test_compile.py looks at
+    rows = [Encoded(str(i), tuple(torch.randint(3, 60, (5,), generator=generator).tolist()), (7,)) for i in range(6)]
     settings = TrainingSettings(epochs=2, batch_size=3, patience=None, compile="never" if layers is None else "always")
     trials = [
         TrialState(name, attached.add(name, [build_method(name)], 0), rows, settings, 0) for name in ("lora", "ia3")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import together
+from commands import Command, two_by_torchrun
 
 from dollartune.train.distributed import Processes
 
-SCRIPT = Path(__file__).with_name("together.py")
 CASES: list[list[Any]] = [
     ["opt", "lora(rank=2, where='all_linear')", None, False],
     ["llama", "dora(rank=2)", 1, False],
@@ -24,25 +22,14 @@ CASES: list[list[Any]] = [
 ]
 
 
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("together", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     (tmp_path / "cases.json").write_text(json.dumps(CASES))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, _, error = Command(program=partial(two_by_torchrun, together.write, tmp_path)).ended(500)
+    assert code == 0, error[-3000:]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     for case, one, other in zip(CASES, first, second, strict=True):
-        alone = _script().trained(*case)
+        alone = together.trained(*case)
         assert len(set(alone["losses"])) > 3
         for key in ("losses", "validation", "tensors"):
             assert one[key] == pytest.approx(other[key], rel=1e-6), (case, key)

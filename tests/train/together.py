@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,8 +61,8 @@ def trained(family: str, method: str, micro: int | None, checkpointing: bool = F
     return found
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def write(folder: Path) -> None:
+    """Trains the cases in `cases.json`, and writes down what came of them."""
     cases = json.loads((folder / "cases.json").read_text())
     with joined() as everyone:
         result = [trained(*case) for case in cases]

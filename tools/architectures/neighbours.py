@@ -184,10 +184,10 @@ def _served(service: Service, prompt: tuple[int, ...], tokens: int) -> ServedRow
     return row
 
 
-CHECKS: dict[str, Callable[[Backbone, Path], str]] = {
-    "labels": lambda backbone, folder: check_labels(backbone),
-    "few-shot": lambda backbone, folder: check_beginnings(backbone),
-    "texts": lambda backbone, folder: check_texts(backbone),
+CHECKS: dict[str, Callable[[Backbone, Path, Sequence[int]], str]] = {
+    "labels": lambda backbone, folder, batches: check_labels(backbone, batches),
+    "few-shot": lambda backbone, folder, batches: check_beginnings(backbone, batches),
+    "texts": lambda backbone, folder, batches: check_texts(backbone, batches),
     "server": check_server,
 }
 
@@ -209,7 +209,7 @@ def main() -> int:
             backbone = load_backbone(str(root / name), None, ())
             for check, run in CHECKS.items():
                 try:
-                    print(f"{name}, {check}: {run(backbone, Path(room))}", flush=True)
+                    print(f"{name}, {check}: {run(backbone, Path(room), BATCHES)}", flush=True)
                 except Exception as error:
                     wrong += 1
                     print(f"{name}, {check}: WRONG: {type(error).__name__}: {error}", flush=True)

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -359,7 +359,7 @@ class Sweep:
         return written[start:]
 
 
-def judge(folder: Path, only: tuple[str, ...] = ()) -> Report:
+def judge(folder: Path, only: tuple[str, ...] = (), batches: Sequence[int] = neighbours.BATCHES) -> Report:
     """Every check of one architecture; the folder's name is its recipe's, if it has one."""
     report = Report(folder.name)
     loaded: list[Any] = []
@@ -404,7 +404,7 @@ def judge(folder: Path, only: tuple[str, ...] = ()) -> Report:
         report.run("probe", lambda: probe(folder))
     if sweep.language and not only:
         for check, run in neighbours.CHECKS.items():
-            report.run(check, lambda run=run: run(sweep.backbone, folder))
+            report.run(check, lambda run=run: run(sweep.backbone, folder, batches))
         for label in (None, "lora", "prefix", "prompt"):
             if label is None or any(check == label and result == "ok" for check, result, _ in report.rows):
                 report.run(
