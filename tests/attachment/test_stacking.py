@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dollartune.attachment import Adapter, Assignment, Attached
-from dollartune.attachment.stacking import StackedAdapters
+from dollartune.attachment.stacking import RunningRows, StackedAdapters
 from dollartune.errors import UserError
 from dollartune.methods.adalora import AdaLoRA
 from dollartune.methods.gates import Gated
 from dollartune.methods.head import Head
+from dollartune.methods.ia3 import IA3
 from dollartune.methods.intrinsic import Intrinsic
 from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
@@ -84,7 +86,7 @@ def test_heads_and_norms_are_stacked_too(family: str) -> None:
 def test_frozen_projections_are_not_copied() -> None:
     backbone = tiny_backbone("opt")
     stacked = StackedAdapters(adapters_of(backbone, [VeRA(rank=16)], [VeRA(rank=16)]))
-    assert {name for tensors in stacked._tensors.values() for name in tensors} == {"d", "b"}
+    assert {name for tensors in stacked.tensors(stacked.blocks).values() for name in tensors} == {"d", "b"}
     with pytest.raises(UserError, match="projection_seed"):
         StackedAdapters(adapters_of(backbone, [VeRA(rank=16)], [VeRA(rank=16, projection_seed=1)]))
 
@@ -151,3 +153,64 @@ def test_an_adapter_s_seed_is_not_given_to_a_gpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     Adapter([Head()], tiny.anatomy, tiny.model, 3)
     assert not seeded
+
+
+def test_rows_of_a_gathered_matrix_are_read_along_its_longer_side() -> None:
+    # A product of one token with B (out, r) as it is trained takes several times as long.
+    backbone = tiny_backbone("opt")
+    adapters = adapters_of(backbone, [LoRA(rank=2)], [LoRA(rank=4)])
+    gathered: Any = StackedAdapters(adapters).gather(torch.tensor([1, 0, 1]))
+    ((_, edit),) = next(iter(gathered.outputs.values()))
+    assert edit.A.stride(-1) == 1
+    assert edit.A.shape[:2] == (3, 4)
+    assert edit.B.stride(-2) == 1
+    assert edit.B.shape == (3, 32, 4)
+
+
+def test_rows_that_come_and_go_have_the_tensors_that_they_would_have_anew() -> None:
+    backbone = tiny_backbone("opt")
+    adapters = adapters_of(backbone, *([LoRA(rank=rank), IA3()] for rank in (2, 4, 3, 4)))
+    stacked = StackedAdapters(adapters)
+    running = RunningRows(stacked)
+    generator = random.Random(0)
+    start, rows = 5, [0, 1, 2]
+    for _ in range(40):
+        change = generator.choice(["leave", "join", "shift", "replace", "many"])
+        if change == "leave" and len(rows) > 1:
+            rows.pop(generator.randrange(len(rows)))
+        elif change == "join":
+            rows.insert(generator.randrange(len(rows) + 1), generator.randrange(4))
+        elif change == "shift":
+            start = max(0, start + generator.randrange(-3, 4))
+        elif change == "many":
+            rows = [generator.randrange(4) for _ in range(generator.randrange(1, 30))]
+        else:
+            rows[generator.randrange(len(rows))] = generator.randrange(4)
+        kept, anew = running.gather(start, rows), stacked.gather(torch.tensor(rows))
+        for where in ("inputs", "outputs"):
+            for module, pairs in getattr(anew, where).items():
+                for (_, own), (_, expected) in zip(getattr(kept, where)[module], pairs, strict=True):
+                    tensors = {name: value for name, value in vars(expected).items() if isinstance(value, torch.Tensor)}
+                    assert tensors
+                    for name, value in tensors.items():
+                        assert torch.equal(getattr(own, name), value)
+
+
+def test_a_row_that_stays_is_not_copied_again() -> None:
+    backbone = tiny_backbone("opt")
+    adapters = adapters_of(backbone, *([LoRA(rank=2)] for _ in range(3)))
+    running = RunningRows(StackedAdapters(adapters))
+    running.gather(2, [0, 1, 2, 2])
+    copied = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.index_copy_.default:
+                copied.append(len(args[2]))
+            return func(*args, **(kwargs or {}))
+
+    with Copies():
+        running.gather(3, [1, 2, 2])  # the first one left: the others are where they were
+        assert copied == []
+        running.gather(3, [1, 0, 2, 1])
+    assert copied == [2]

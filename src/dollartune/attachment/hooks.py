@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dollartune.attachment.device_placement import moving_hook
-from dollartune.attachment.fast.decode_cache import EditPlan, apply_plan
+from dollartune.attachment.fast.decode_cache import EditPlan
 from dollartune.attachment.fast.recompute import add_delta
 from dollartune.attachment.inputs import insert_virtual, tell_edits
 from dollartune.attachment.reweighting import weights_hook
@@ -69,7 +69,9 @@ def _edit_inputs(state: PassState, name: str, x: Tensor) -> Tensor:
     # in a server, where autograd does not need the old values, rows are changed without taking the batch apart
     if len(state.route) > 1 and not torch.is_grad_enabled():
         plan = _plan(state, "inputs", name, whole)
-        whole = apply_plan(plan, whole, fresh=False)  # the input may be someone else's too
+        whole = whole.clone()  # the input may be someone else's too
+        for affine in plan.affine:
+            affine.apply(whole)
         for assignment in plan.rest:
             piece = whole[assignment.rows]
             for _, edit in assignment.adapter.inputs[name]:  # type: ignore[union-attr]
@@ -112,7 +114,8 @@ def output_hook(attached: RoutedModel, name: str) -> Any:
         if len(state.route) > 1 and not torch.is_grad_enabled() and module._parameters:
             # what a module with weights puts out is a tensor of its own, so rows are changed in place and all others stay
             plan = _plan(state, "outputs", name, whole_y)
-            apply_plan(plan, whole_y, fresh=True)
+            for affine in plan.affine:
+                affine.apply(whole_y)
             for assignment in plan.rest:
                 entered = _Entered(state, [assignment])
                 pieces = whole_x[assignment.rows], whole_y[assignment.rows]
@@ -135,7 +138,7 @@ def _plan(state: PassState, where: str, name: str, like: Tensor) -> EditPlan:
     pieces = state.editing(where, name, like.shape[0])
     if state.decode_cache is not None:
         return state.decode_cache.plan(pieces, where, name, like)
-    return EditPlan(None, None, list(pieces))
+    return EditPlan((), list(pieces))
 
 
 class _Entered:

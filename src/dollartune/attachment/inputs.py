@@ -10,7 +10,6 @@ Rows of one batch may belong to adapters with 0, 20 and 100 virtual tokens; each
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.attention import prefix_cache
+from dollartune.backbones.kind import takes
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 
@@ -262,7 +262,7 @@ def _add_prefixes(attached: RoutedModel, inputs: dict[str, Any], generating: boo
             hint="Shorten the inputs, or use fewer virtual tokens.",
         )
     if attached.anatomy.kind == "decoder":
-        if "position_ids" in inspect.signature(attached.model.forward).parameters:
+        if takes(attached.model, "position_ids"):
             # clamped: padding before a row would be at -1
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + lengths[:, None]
     elif longest and embedding is not None:

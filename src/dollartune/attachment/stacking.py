@@ -9,7 +9,6 @@ The edit runs once per module whatever the number of adapters, so the 32nd costs
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,6 +56,34 @@ class GatheredAdapter:
         )
 
 
+_ALIGNED = 16
+"""Numbers at whose multiples a tensor begins within a block: 64 bytes of fp32, a line of a processor's cache."""
+
+
+_MOST_VIEWS = 64
+"""Adapters of runs of rows that are kept, the latest ones: an object for each edit of each. A group in a batch of 64 rows has
+between a few and some twenty rows, and begins at one of a few places."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where one tensor of all adapters lies."""
+
+    block: int
+    start: int
+    shape: torch.Size
+    """Of one adapter's, as it lies in memory."""
+    turned: bool
+    """Whether that is its transpose. A product of one token with a matrix of its own for each row is as fast as it reads memory:
+    with B (out, r) as it is trained, which is read in runs of r numbers, x Bᵀ takes several times as long as in runs of `out`."""
+
+    def of(self, blocks: Sequence[Tensor]) -> Tensor:
+        """(rows, ...), a view."""
+        flat = blocks[self.block][:, self.start : self.start + self.shape.numel()]
+        stored = flat.unflatten(1, self.shape)
+        return stored.mT if self.turned else stored
+
+
 class StackedAdapters:
     """Adapters of equal structure, stacked.
 
@@ -72,12 +99,32 @@ class StackedAdapters:
         self.adapters = tuple(adapters)
         first = self.adapters[0]
         self._check(first)
-        self._tensors: dict[str, dict[str, Tensor]] = {}
-        """Edit -> tensor name -> (adapters, ...) where they differ; equal ones (frozen projections) are not copied."""
         self._edits: dict[str, Edit] = {}
         """Edit -> the first adapter's."""
+        self._identities = {
+            f"{index}/{site.name}": id(edit)
+            for index, part in enumerate(first.parts)
+            for site, edit in part.items()  # type: ignore[operator]
+        }
+        """Edit -> the first adapter's own, by identity: it is listed under its module and under its site."""
+        self._parts: dict[str, dict[str, _Part]] = {}
+        """Edit -> tensor name -> where it lies, for those in which adapters differ; equal ones (frozen projections) are not
+        copied."""
+        self.blocks: list[Tensor] = []
+        """(adapters, numbers) of one device and number format: all that an adapter has there, one after the other."""
+        pieces: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for name, edits in self._by_site().items():
-            self._edits[name], self._tensors[name] = edits[0], _stack(name, edits)
+            self._edits[name], self._parts[name] = edits[0], {}
+            for key, stacked in _stack(name, edits).items():
+                block = list(pieces).index(kind) if (kind := (stacked.device, stacked.dtype)) in pieces else len(pieces)
+                own = pieces.setdefault(kind, [])
+                turned = stacked.dim() == 3 and stacked.shape[-2] > stacked.shape[-1]
+                stored = stacked.mT if turned else stacked
+                start = sum(piece.shape[1] for piece in own)
+                self._parts[name][key] = _Part(block, start, stored.shape[1:], turned)
+                flat = stored.reshape(len(self.adapters), -1)
+                own.append(functional.pad(flat, (0, -flat.shape[1] % _ALIGNED)))
+        self.blocks = [torch.cat(own, dim=1) for own in pieces.values()]
 
     def _by_site(self) -> dict[str, list[Edit]]:
         edits: dict[str, list[Edit]] = defaultdict(list)
@@ -116,15 +163,16 @@ class StackedAdapters:
         Returns:
             What an `Assignment` takes as its adapter, for exactly these rows in this order.
         """
+        return self.adapter(self.tensors([block[indices.to(block.device)] for block in self.blocks]))
+
+    def tensors(self, blocks: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Edit -> tensor name -> (rows, ...), views of blocks (rows, numbers) that are laid out as the stack's."""
+        return {name: {key: part.of(blocks) for key, part in own.items()} for name, own in self._parts.items()}
+
+    def adapter(self, tensors: dict[str, dict[str, Tensor]]) -> GatheredAdapter:
+        """The adapter of rows that have these `tensors`."""
         first = self.adapters[0]
-        clones: dict[int, Edit] = {}
-        for index, part in enumerate(first.parts):
-            for site, edit in part.items():  # type: ignore[operator]
-                name = f"{index}/{site.name}"
-                # (rows, ...)
-                rows = {key: tensor[indices.to(tensor.device)] for key, tensor in self._tensors[name].items()}
-                # By identity: one edit is listed under its module and under its site.
-                clones[id(edit)] = _with_rows(self._edits[name], rows)
+        clones = {number: _with_rows(self._edits[name], tensors[name]) for name, number in self._identities.items()}
 
         def swap(pairs: dict[str, Any]) -> dict[str, Any]:
             return {name: [(site, clones[id(edit)]) for site, edit in edits] for name, edits in pairs.items()}
@@ -133,6 +181,68 @@ class StackedAdapters:
         return GatheredAdapter(
             swap(first.inputs), swap(first.outputs), set(first.captures), virtual, swap(first.prefixes), first.methods
         )
+
+
+class RunningRows:
+    """Adapters of the rows of a batch from which rows come and go: what a row got stays where it is for as long as the row does.
+
+        places of the batch    0 1 2 3 4 5 6 7 8 9 ...
+        blocks                     [ . . . . . ]        room for some more on both sides
+        rows of the stack              x x x            a view; only new rows are copied
+
+    Args:
+        stacked: the adapters.
+    """
+
+    def __init__(self, stacked: StackedAdapters) -> None:
+        self.stacked = stacked
+        self._first = 0
+        """Place in the batch of the first row that there is room for."""
+        self._adapters: list[int | None] = []
+        """Whose numbers each of those rows has."""
+        self._blocks: list[Tensor] = []
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, int], GatheredAdapter] = {}
+        """From which row to which -> its adapter, which has the numbers that stand there whenever it is used."""
+
+    @torch.no_grad()
+    def gather(self, start: int, indices: Sequence[int]) -> GatheredAdapter:
+        """The adapter of each row, as `StackedAdapters.gather` gives it; what was given before is void.
+
+        Args:
+            start: place in the batch of the first of the rows.
+            indices: which of the stacked adapters each row belongs to.
+        """
+        stop = start + len(indices)
+        if start < self._first or stop > self._first + len(self._adapters):
+            self._make_room(start, stop)
+        at = start - self._first
+        own = at, at + len(indices)
+        new = [place for place, index in enumerate(indices, at) if self._adapters[place] != index]
+        if new:
+            to, of = torch.tensor(new), torch.tensor([indices[place - at] for place in new])
+            for block, stacked in zip(self._blocks, self.stacked.blocks, strict=True):
+                block.index_copy_(0, to.to(block.device), stacked.index_select(0, of.to(block.device)))
+            self._adapters[slice(*own)] = indices
+        if own not in self._views:
+            if len(self._views) == _MOST_VIEWS:
+                del self._views[next(iter(self._views))]
+            rows = {
+                name: {key: tensor[slice(*own)] for key, tensor in tensors.items()}
+                for name, tensors in self._tensors.items()
+            }
+            self._views[own] = self.stacked.adapter(rows)
+        return self._views[own]
+
+    def _make_room(self, start: int, stop: int) -> None:
+        # A few more on both sides: groups grow and shrink by a row or two from step to step.
+        more = 4 + (stop - start) // 4
+        self._first = max(0, start - more)
+        rows = stop + more - self._first
+        self._adapters = [None] * rows
+        self._blocks = [block.new_empty(rows, block.shape[1]) for block in self.stacked.blocks]
+        self._tensors = self.stacked.tensors(self._blocks)
+        self._views = {}
 
 
 def _plain(edit: Edit) -> dict[str, Any]:
@@ -149,15 +259,16 @@ def _named_tensors(edit: Edit) -> dict[str, Tensor]:
 def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
     """Tensor name -> (adapters, ...), for those in which the edits differ."""
     first = edits[0]
+    expected = _plain(first)
     for edit in edits:
-        if type(edit) is not type(first) or _plain(edit) != _plain(first):
-            differing = sorted(
-                k for k in _plain(first).keys() | _plain(edit).keys() if _plain(first).get(k) != _plain(edit).get(k)
-            )
+        if type(edit) is not type(first) or _plain(edit) != expected:
+            plain = _plain(edit)
+            differing = sorted(k for k in expected.keys() | plain.keys() if expected.get(k) != plain.get(k))
             raise UserError(f"adapters cannot be stacked: at {name} they differ in {differing or 'kind'}.")
     stacks: dict[str, Tensor] = {}
-    for key in _named_tensors(first):
-        tensors = [_named_tensors(edit)[key].detach() for edit in edits]
+    named = [_named_tensors(edit) for edit in edits]
+    for key in named[0]:
+        tensors = [own[key].detach() for own in named]
         # equal tensors (VeRA's frozen projections) stay one: gathering them would copy the same values for every row
         if key in first.bookkeeping or all(t.shape == tensors[0].shape and torch.equal(t, tensors[0]) for t in tensors):
             continue
@@ -184,16 +295,17 @@ def _stack(name: str, edits: list[Edit]) -> dict[str, Tensor]:
     for key in first.scalars:
         values = [float(getattr(edit, key)) for edit in edits]
         if len(set(values)) > 1:
-            stacks[key] = torch.tensor(values, device=next(iter(_named_tensors(first).values())).device).view(-1, 1, 1)
+            stacks[key] = torch.tensor(values, device=next(iter(named[0].values())).device).view(-1, 1, 1)
     return stacks
 
 
 def _with_rows(module: Any, tensors: dict[str, Tensor]) -> Any:
     """A light copy of a module in which some tensors are others; no parameter is copied."""
-    # not deepcopy: backbones and frozen tensors that an edit refers to must not be copied for every batch
-    clone = copy.copy(module)
-    clone.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters), "_buffers": dict(module._buffers)}
-    clone.__dict__["_modules"] = {
+    # Neither deepcopy, which would copy the backbones and frozen tensors that an edit refers to, nor copy and setattr, which ask
+    # a module about its state and look at each value: a server does this at most steps.
+    clone = object.__new__(type(module))
+    own = {**module.__dict__, "_parameters": dict(module._parameters), "_buffers": dict(module._buffers)}
+    own["_modules"] = {
         name: _with_rows(child, {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")})
         for name, child in module._modules.items()
         if isinstance(child, nn.Module)
@@ -201,9 +313,10 @@ def _with_rows(module: Any, tensors: dict[str, Tensor]) -> Any:
     for name, tensor in tensors.items():
         if "." not in name:
             # a plain attribute: the gathered tensor (rows, ...) is no parameter, and nn.Module would refuse it as one
-            clone._parameters.pop(name, None)
-            clone._buffers.pop(name, None)
-            object.__setattr__(clone, name, tensor)
+            own["_parameters"].pop(name, None)
+            own["_buffers"].pop(name, None)
+            own[name] = tensor
     if isinstance(module, Edit):
-        clone.__dict__["batched"] = bool(tensors)
+        own["batched"] = bool(tensors)
+    object.__setattr__(clone, "__dict__", own)
     return clone

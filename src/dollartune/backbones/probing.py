@@ -9,7 +9,6 @@ Nothing here reads a name; `structure.py` makes a role map of what is seen.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dollartune.backbones.anatomy import weight_shape
+from dollartune.backbones.kind import takes
 from dollartune.backbones.miniature import ANSWER_TOKENS, TOKENS, sample_inputs
 
 _PROBE = "dollartune_probe"
@@ -419,7 +419,7 @@ def _written(model: Any, **prompt: Tensor) -> Tensor:
 def trainable_through(model: Any, seen: Trace, inputs: dict[str, Tensor]) -> str | None:
     """Why no gradient flows back from a model's output, or None where it does."""
     outputs = [seen.output]
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
+    if takes(model, "use_cache"):
         # As its configuration has it: some write over what they keep for the next token (RWKV).
         with torch.enable_grad():
             outputs.append(model(**inputs, use_cache=True))

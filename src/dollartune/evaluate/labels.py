@@ -10,7 +10,6 @@ What several prompts begin with (solved examples) is computed once for all of th
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from dollartune.attachment.exact_head import exact_head
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fsdp import without_gradients
+from dollartune.backbones.kind import takes
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, may_go_on, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator
 from dollartune.train.micro_batch import evaluation_batches
@@ -160,7 +160,7 @@ def _after_prompt(
     ids, targets, valid = _label_tokens(answers, len(rows), device)
     mask = torch.cat([mask.repeat_interleave(count, 0), valid.long()], dim=1)  # (rows · labels, prompt + label)
     more: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
-    if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
+    if takes(backbone.model, "position_ids"):
         # Positions by a row's own length: padding between a short prompt and its label has none.
         lengths = torch.tensor([len(e.prompt) for e in rows], device=device).repeat_interleave(count)
         more["position_ids"] = lengths[:, None] + torch.arange(ids.shape[1], device=device)

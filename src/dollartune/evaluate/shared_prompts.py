@@ -9,7 +9,6 @@ For decoders whose adapter has no places of its own and looks at no prompt as a 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dollartune.backbones.kind import has_window
+from dollartune.backbones.kind import has_window, takes
 from dollartune.methods.edits import Transform
 from dollartune.train.batching import Collator
 
@@ -112,7 +111,7 @@ def read_rest(
     cache = copy.deepcopy(beginning)
     cache.batch_repeat_interleave(len(rows))
     more: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
-    if "position_ids" in inspect.signature(type(backbone.model).forward).parameters:
+    if takes(backbone.model, "position_ids"):
         # Without them some models count positions from the mask of what is passed, which begins after the common tokens.
         # repeated, not expanded: some families reshape them in place (Kosmos-2)
         more["position_ids"] = (common + torch.arange(ids.shape[1], device=ids.device)).repeat(len(rows), 1)

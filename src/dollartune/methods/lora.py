@@ -93,7 +93,9 @@ class LowRank(Delta):
         # not onto the output of all tokens.
         x = dropout(x, self.dropout, rows, self.key)
         # (rows, tokens, r), then (rows, tokens, out)
-        return (x @ self.A.to(x.dtype).mT) @ (self.B.to(x.dtype).mT * self.scale)
+        z, B = x @ self.A.to(x.dtype).mT, self.B.to(x.dtype).mT
+        # Where each row has a B of its own, there are more numbers in them than in z.
+        return (z * self.scale) @ B if self.batched else z @ (B * self.scale)
 
     def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         """With z = dropout(x), g the gradient: dA = (s g B)ᵀ z, dB = s gᵀ (z Aᵀ), dz = s g B A."""

@@ -21,11 +21,13 @@ from torch.nn import functional
 from dollartune.attachment.exact_head import exact_head, exact_likeliest
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import tell_edits
+from dollartune.backbones.kind import takes
 from dollartune.serve.cache import cache_of, pairs_of
 from dollartune.serve.constraint import TooComplex
-from dollartune.serve.reading import Reading, run_pass, takes_positions
+from dollartune.serve.reading import Reading, run_pass
 
 if TYPE_CHECKING:
+    from dollartune.attachment.stacking import RunningRows
     from dollartune.serve.pool import Pool
     from dollartune.serve.sequence import Sequence
 
@@ -50,8 +52,9 @@ class RunningBatch:
         """(rows, places): which places of the cache a row really has."""
         self._positions = torch.zeros(0, dtype=torch.long, device=pool.backbone.device)
         """(rows,) position of each row's next token."""
-        self._takes_positions = takes_positions(pool.backbone.model)
         self._route: list[Any] | None = None
+        self._running: dict[int, RunningRows] = {}
+        """Group of adapters -> what the route has of it."""
         self._decode_cache = DecodeCache()
 
     @property
@@ -124,11 +127,12 @@ class RunningBatch:
         # Before the pass: the new token attends to itself, so its place must be visible in the mask that the pass gets.
         self._visible = functional.pad(self._visible, (0, 1), value=1)
         prepared: dict[str, object] = {"input_ids": ids, "attention_mask": self._visible}
-        if self._takes_positions:
+        if takes(self.pool.backbone.model, "position_ids"):
             prepared["position_ids"] = self._positions[:, None]
         prepared["past_key_values"] = self._cache
         if self._route is None:
-            self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
+            served = [row.served for row in self.rows]
+            self._route = self.pool.assignments(served, prompts=False, running=self._running)
             self._decode_cache = DecodeCache()
         attached = self.pool.attached
         with attached.routed(*self._route, batch_rows=len(self.rows)), exact_likeliest(attached):

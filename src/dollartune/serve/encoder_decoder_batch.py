@@ -147,7 +147,8 @@ class EncoderDecoderBatch(RunningBatch):
         if not bool(self._written.all()):  # without padding there is nothing to hide
             given["decoder_attention_mask"] = self._written
         if self._route is None:
-            self._route = self.pool.assignments([row.served for row in self.rows], prompts=False)
+            served = [row.served for row in self.rows]
+            self._route = self.pool.assignments(served, prompts=False, running=self._running)
             self._decode_cache = DecodeCache()
         positions = self._written.sum(-1) - 1
         with (

@@ -20,10 +20,11 @@ from torch import Tensor
 from dollartune.attachment.exact_head import exact_head
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import tell_edits
+from dollartune.backbones.kind import takes
 from dollartune.evaluate.shared_prompts import groups, may_go_on
 from dollartune.serve.beginnings import reads_each_token
 from dollartune.serve.cache import cache_of, pairs_of
-from dollartune.serve.reading import Reading, run_pass, takes_positions
+from dollartune.serve.reading import Reading, run_pass
 from dollartune.train.micro_batch import evaluation_batches
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _rest(pool: Pool, reading: Reading[LabelRow], of: list[int], answers: list[t
         "attention_mask": torch.cat([reading.visible[row], valid], dim=1),
         "past_key_values": cache_of([(keys[row], values[row]) for keys, values in pairs_of(reading.cache)]),
     }
-    if takes_positions(pool.backbone.model):
+    if takes(pool.backbone.model, "position_ids"):
         prepared["position_ids"] = reading.positions[row][:, None] + torch.arange(longest, device=device)
     attached = pool.attached
     route = pool.assignments([reading.rows[place].served for place in of], prompts=False)

@@ -17,7 +17,7 @@ import torch
 
 from dollartune.attachment.attached import Assignment, Attached
 from dollartune.attachment.device_placement import move_to_backbone
-from dollartune.attachment.stacking import GatheredAdapter, StackedAdapters
+from dollartune.attachment.stacking import GatheredAdapter, RunningRows, StackedAdapters
 from dollartune.errors import UserError
 from dollartune.export.directory import check_labels, check_tokenizer, load_adapter
 from dollartune.export.peft_format import is_peft, read_peft, read_peft_info
@@ -67,12 +67,17 @@ class _Group:
         """Says that members came or went."""
         self._stacked = None
 
-    def gather(self, rows: Sequence[Served], device: torch.device) -> GatheredAdapter:
-        """The adapter of each row."""
+    @property
+    def stacked(self) -> StackedAdapters:
+        """The members, stacked."""
         if self._stacked is None:
             self._stacked = StackedAdapters([member.adapter for member in self.members])
+        return self._stacked
+
+    def indices(self, rows: Sequence[Served]) -> list[int]:
+        """Which of the stacked adapters is each row's."""
         place = {id(member): index for index, member in enumerate(self.members)}
-        return self._stacked.gather(torch.tensor([place[id(row)] for row in rows], device=device))
+        return [place[id(row)] for row in rows]
 
 
 class Pool:
@@ -249,25 +254,34 @@ class Pool:
             order += [place if place in members else moving.pop() for place in places]
         return order
 
-    def assignments(self, rows: Sequence[Served | None], prompts: bool = True) -> list[Assignment]:
+    def assignments(
+        self, rows: Sequence[Served | None], prompts: bool = True, running: dict[int, RunningRows] | None = None
+    ) -> list[Assignment]:
         """The route of a batch whose rows are in the pool's order.
 
         Args:
             prompts: the pass reads prompts; else single tokens follow a cache that holds virtual tokens and prefixes already.
+            running: group -> what the last route of this batch was made of, which this one goes on from and voids.
         """
         assignments: list[Assignment] = []
+        if running is not None:
+            there = {row.group for row in rows if row is not None}
+            for group in running.keys() - there:
+                del running[group]
         start = 0
         while start < len(rows):
             first = rows[start]
             stop = start
             while stop < len(rows) and _together(first, rows[stop]):
                 stop += 1
-            adapter = self._adapter_of(rows[start:stop], prompts)
+            adapter = self._adapter_of(rows[start:stop], prompts, start, running)
             assignments.append(Assignment(adapter, slice(start, stop)))
             start = stop
         return assignments
 
-    def _adapter_of(self, rows: Sequence[Served | None], prompts: bool) -> Any:
+    def _adapter_of(
+        self, rows: Sequence[Served | None], prompts: bool, start: int, running: dict[int, RunningRows] | None
+    ) -> Any:
         first = rows[0]
         if first is None:
             return None
@@ -275,14 +289,23 @@ class Pool:
         in_cache = first.past is not None or not (prompts or own.prefixes)
         if in_cache and not (own.inputs or own.outputs or own.exclusive):
             return None  # the cache holds all that it does
-        assignment = self._whole_adapter_of(first, rows)
+        gathered = self._gathered(first, rows, start, running)
         # What the cache holds must not be put before the rows a second time.
-        return dataclasses.replace(assignment, prefixes={}, virtual={}) if first.past is not None else assignment
+        return dataclasses.replace(gathered, prefixes={}, virtual={}) if first.past is not None else gathered
 
-    def _whole_adapter_of(self, first: Served, rows: Sequence[Served | None]) -> Any:
+    def _gathered(
+        self, first: Served, rows: Sequence[Any], start: int, running: dict[int, RunningRows] | None
+    ) -> GatheredAdapter:
         if all(row is first for row in rows):
             return GatheredAdapter.of(first.adapter)
-        return self._groups[first.group].gather(rows, self.backbone.device)  # type: ignore[arg-type]
+        group = self._groups[first.group]
+        indices = group.indices(rows)
+        if running is None:
+            return group.stacked.gather(torch.tensor(indices, device=self.backbone.device))
+        kept = running.get(first.group)
+        if kept is None or kept.stacked is not group.stacked:
+            kept = running[first.group] = RunningRows(group.stacked)
+        return kept.gather(start, indices)
 
 
 def _together(first: Served | None, other: Served | None) -> bool:

@@ -7,7 +7,6 @@ tokens   [ . . . . row 0 ]      padded on the left; a piece is some columns of a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,7 +19,7 @@ from transformers import DynamicCache
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.fast.last_layer_rows import only_read_rows
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
-from dollartune.backbones.kind import has_window
+from dollartune.backbones.kind import has_window, takes
 from dollartune.serve.beginnings import reads_each_token
 from dollartune.serve.cache import Past, joined, rows_past
 from dollartune.train.encoding import Encoded, collate_prompts
@@ -65,7 +64,7 @@ def run_pass(
         return args if everywhere else (args[0][:, -1:], *args[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(last_place)
-    caching = {"use_cache": True} if "use_cache" in inspect.signature(type(model).forward).parameters else {}
+    caching = {"use_cache": True} if takes(model, "use_cache") else {}
     try:
         with attached.under(state), attached.exclusive_values(), _last_layer_there(attached, prepared, everywhere):
             output = model(**prepared, **caching)
@@ -91,13 +90,8 @@ def _last_layer_there(
 def cache_input(model: Any) -> str:
     """The name by which a model takes and gives what it keeps from token to token: keys and values, or Mamba's and RWKV's
     states."""
-    known = inspect.signature(type(model).forward).parameters
-    return next((name for name in ("past_key_values", "cache_params", "state") if name in known), "past_key_values")
-
-
-def takes_positions(model: Any) -> bool:
-    """Whether a model is told the places of its tokens."""
-    return "position_ids" in inspect.signature(type(model).forward).parameters
+    known = (name for name in ("past_key_values", "cache_params", "state") if takes(model, name))
+    return next(known, "past_key_values")
 
 
 class Reading(Generic[AskedT]):
@@ -169,7 +163,7 @@ class Reading(Generic[AskedT]):
             mask = prepared["attention_mask"] = torch.cat([visible.to(mask.dtype), mask], dim=1)
             if "position_ids" in prepared:
                 prepared["position_ids"] = prepared["position_ids"] + visible.sum(-1, keepdim=True)
-        if takes_positions(self.pool.backbone.model) and "position_ids" not in prepared:
+        if takes(self.pool.backbone.model, "position_ids") and "position_ids" not in prepared:
             # Padding before a row's first token would have place -1, which a table of positions lacks.
             prepared["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -tokens:]
         after: Tensor = prepared["position_ids"][:, -1] + 1 if "position_ids" in prepared else mask.sum(-1)

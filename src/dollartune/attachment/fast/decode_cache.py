@@ -1,6 +1,6 @@
 """What a server computes once while the same rows take step after step: all that depends on the route alone.
 
-y · scale + shift      edits that are no more than this (BitFit, (IA)3), of all adapters, as one tensor each for the batch
+y · scale + shift      edits that are no more than this (BitFit, (IA)3): in place, on their rows
 rest                   the others, each on its rows
 """
 
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from dollartune.methods.edits import Edit
@@ -20,12 +19,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """y · scale + shift for some rows."""
+
+    rows: slice
+    scale: Tensor | None
+    """(rows, 1, features) or (1, features); None where nothing is scaled."""
+    shift: Tensor | None
+
+    def apply(self, y: Tensor) -> None:
+        """In place, to a batch (rows, tokens, features)."""
+        own = y[self.rows]
+        if self.scale is not None:
+            own.mul_(self.scale)
+        if self.shift is not None:
+            own.add_(self.shift)
+
+
+@dataclass(frozen=True)
 class EditPlan:
     """The edits at one module."""
 
-    scale: Tensor | None
-    """(rows, 1, features), or None where nothing is scaled."""
-    shift: Tensor | None
+    affine: Sequence[Affine]
     rest: Sequence[Assignment]
 
 
@@ -46,30 +61,13 @@ class DecodeCache:
 
 
 def _plan(pieces: Iterable[Assignment], where: str, name: str, like: Tensor) -> EditPlan:
-    scale = shift = None
-    rest = []
+    affine, rest = [], []
     for assignment in pieces:
         (site, edit), *more = getattr(assignment.adapter, where)[name]
         # a part of a fused linear (q of qkv) would need its columns picked at every step
-        affine = edit.affine() if isinstance(edit, Edit) and not more and site.part is None else None
-        if affine is None:
+        pair = edit.affine() if isinstance(edit, Edit) and not more and site.part is None else None
+        if pair is None:
             rest.append(assignment)
-            continue
-        if affine[0] is not None:
-            # rows of other adapters are multiplied by 1: one product for the batch is cheaper than a slice per adapter
-            scale = like.new_ones(like.shape[0], 1, like.shape[2]) if scale is None else scale
-            scale[assignment.rows] = affine[0].to(like.dtype)
-        if affine[1] is not None:
-            shift = like.new_zeros(like.shape[0], 1, like.shape[2]) if shift is None else shift
-            shift[assignment.rows] = affine[1].to(like.dtype)
-    return EditPlan(scale, shift, rest)
-
-
-def apply_plan(plan: EditPlan, x: Tensor, fresh: bool) -> Tensor:
-    """x · scale + shift; in place where the tensor is `fresh`, else a new one (also where nothing changes it here)."""
-    if fresh:
-        x = x if plan.scale is None else x.mul_(plan.scale)
-        return x if plan.shift is None else x.add_(plan.shift)
-    if plan.scale is None:
-        return x.clone() if plan.shift is None else x + plan.shift
-    return x * plan.scale if plan.shift is None else torch.addcmul(plan.shift, x, plan.scale)
+        else:
+            affine.append(Affine(assignment.rows, *(t if t is None else t.to(like.dtype) for t in pair)))
+    return EditPlan(affine, rest)

@@ -7,13 +7,12 @@ are the same; at padding they are not, and nobody reads them.
 
 from __future__ import annotations
 
-import inspect
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from dollartune.attachment.batch_layout import right_padded
+from dollartune.backbones.kind import takes
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
@@ -25,8 +24,7 @@ def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str,
     # with a cache, the mask says where rows begin; it hides something then
     if "past_key_values" in inputs:
         return inputs
-    model_type: Any = type(attached.model)
-    if "use_cache" in _forward_parameters(model_type):
+    if takes(attached.model, "use_cache"):
         # a cache of keys and values that nobody reads would hold every layer's until the pass ends
         inputs.setdefault("use_cache", False)  # setdefault: scoring of labels asks for one and goes on from it
     mask = inputs.get("attention_mask")
@@ -37,8 +35,3 @@ def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str,
         if layout.right_padded if layout is not None else right_padded(mask):
             del inputs["attention_mask"]
     return inputs
-
-
-@cache
-def _forward_parameters(model_type: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(model_type.forward).parameters)
