@@ -214,3 +214,40 @@ def test_a_row_that_stays_is_not_copied_again() -> None:
         assert copied == []
         running.gather(3, [1, 0, 2, 1])
     assert copied == [2]
+
+
+def test_a_stack_grows_by_what_is_added() -> None:
+    backbone = tiny_backbone("opt")
+    adapters = adapters_of(backbone, [LoRA(rank=4)], [LoRA(rank=4)], [LoRA(rank=3, alpha=1.0)], [LoRA(rank=8)])
+    small = StackedAdapters(adapters[:2])
+    assert small.added(adapters[1]).extends(small)
+    # Another scale than all before, and a higher rank: neither has a place in the layout.
+    grown = small
+    for adapter in adapters[2:]:
+        before, grown = grown, grown.added(adapter)
+        assert not grown.extends(before)
+    again = grown.added(adapters[1]).added(adapters[2])
+    assert again.extends(grown)
+    rows = torch.tensor([0, 1, 2, 3, 4, 5])
+    whole = StackedAdapters([*adapters, adapters[1], adapters[2]]).gather(rows)
+    for module, pairs in again.gather(rows).outputs.items():
+        for (_, edit), (_, expected) in zip(pairs, whole.outputs[module], strict=True):
+            for name in ("A", "B", "scale"):
+                assert torch.equal(getattr(edit, name), getattr(expected, name))
+    with pytest.raises(UserError, match="cannot be stacked"):
+        grown.added(adapters_of(backbone, [IA3()])[0])
+
+
+def test_running_rows_go_on_with_a_stack_that_grew() -> None:
+    backbone = tiny_backbone("opt")
+    adapters = adapters_of(backbone, *([LoRA(rank=2)] for _ in range(3)))
+    stacked = StackedAdapters(adapters[:2])
+    running = RunningRows(stacked)
+    first = running.gather(0, [0, 1, 1])
+    grown = stacked.added(adapters[2])
+    assert running.goes_on_with(grown)
+    assert running.gather(0, [0, 1, 2]) is first  # the same views, other numbers in the last row
+    ((_, edit),) = next(iter(first.outputs.values()))
+    ((_, own),) = next(iter(adapters[2].outputs.values()))
+    assert torch.equal(edit.A[2], own.A)
+    assert not running.goes_on_with(StackedAdapters(adapters))

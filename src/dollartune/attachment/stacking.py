@@ -9,6 +9,7 @@ The edit runs once per module whatever the number of adapters, so the 32nd costs
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ class _Part:
     def of(self, blocks: Sequence[Tensor]) -> Tensor:
         """(rows, ...), a view."""
         flat = blocks[self.block][:, self.start : self.start + self.shape.numel()]
-        stored = flat.unflatten(1, self.shape)
+        stored: Tensor = flat.unflatten(1, self.shape)
         return stored.mT if self.turned else stored
 
 
@@ -125,6 +126,31 @@ class StackedAdapters:
                 flat = stored.reshape(len(self.adapters), -1)
                 own.append(functional.pad(flat, (0, -flat.shape[1] % _ALIGNED)))
         self.blocks = [torch.cat(own, dim=1) for own in pieces.values()]
+
+    @torch.no_grad()
+    def added(self, adapter: Adapter) -> StackedAdapters:
+        """This stack with one more at its end. Where that has the layout of the others, it alone is looked at.
+
+        Raises:
+            UserError: as the constructor.
+        """
+        pair = StackedAdapters([self.adapters[0], adapter])
+        rows = [block[:1].clone() for block in self.blocks]  # where it is equal to the first, `pair` has nothing
+        places = self.tensors(rows)
+        for name, tensors in pair.tensors(pair.blocks).items():
+            for key, both in tensors.items():
+                place, value = places[name].get(key), both[1:]
+                if place is None or any(have > room for have, room in zip(value.shape, place.shape, strict=True)):
+                    return StackedAdapters([*self.adapters, adapter])
+                place.zero_()[tuple(slice(size) for size in value.shape)] = value
+        grown = copy.copy(self)
+        grown.adapters = (*self.adapters, adapter)
+        grown.blocks = [torch.cat([block, row]) for block, row in zip(self.blocks, rows, strict=True)]
+        return grown
+
+    def extends(self, other: StackedAdapters) -> bool:
+        """Whether it is the other with more at its end, in the same layout."""
+        return self._parts is other._parts and self.adapters[: len(other.adapters)] == other.adapters
 
     def _by_site(self) -> dict[str, list[Edit]]:
         edits: dict[str, list[Edit]] = defaultdict(list)
@@ -195,7 +221,7 @@ class RunningRows:
     """
 
     def __init__(self, stacked: StackedAdapters) -> None:
-        self.stacked = stacked
+        self._stacked = stacked
         self._first = 0
         """Place in the batch of the first row that there is room for."""
         self._adapters: list[int | None] = []
@@ -204,6 +230,13 @@ class RunningRows:
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._views: dict[tuple[int, int], GatheredAdapter] = {}
         """From which row to which -> its adapter, which has the numbers that stand there whenever it is used."""
+
+    def goes_on_with(self, stacked: StackedAdapters) -> bool:
+        """Whether rows of that stack may be gathered from now on: it is the one before, or extends it."""
+        if not stacked.extends(self._stacked):
+            return False
+        self._stacked = stacked
+        return True
 
     @torch.no_grad()
     def gather(self, start: int, indices: Sequence[int]) -> GatheredAdapter:
@@ -221,7 +254,7 @@ class RunningRows:
         new = [place for place, index in enumerate(indices, at) if self._adapters[place] != index]
         if new:
             to, of = torch.tensor(new), torch.tensor([indices[place - at] for place in new])
-            for block, stacked in zip(self._blocks, self.stacked.blocks, strict=True):
+            for block, stacked in zip(self._blocks, self._stacked.blocks, strict=True):
                 block.index_copy_(0, to.to(block.device), stacked.index_select(0, of.to(block.device)))
             self._adapters[slice(*own)] = indices
         if own not in self._views:
@@ -231,7 +264,7 @@ class RunningRows:
                 name: {key: tensor[slice(*own)] for key, tensor in tensors.items()}
                 for name, tensors in self._tensors.items()
             }
-            self._views[own] = self.stacked.adapter(rows)
+            self._views[own] = self._stacked.adapter(rows)
         return self._views[own]
 
     def _make_room(self, start: int, stop: int) -> None:
@@ -240,8 +273,8 @@ class RunningRows:
         self._first = max(0, start - more)
         rows = stop + more - self._first
         self._adapters = [None] * rows
-        self._blocks = [block.new_empty(rows, block.shape[1]) for block in self.stacked.blocks]
-        self._tensors = self.stacked.tensors(self._blocks)
+        self._blocks = [block.new_empty(rows, block.shape[1]) for block in self._stacked.blocks]
+        self._tensors = self._stacked.tensors(self._blocks)
         self._views = {}
 
 

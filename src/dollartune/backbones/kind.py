@@ -26,7 +26,8 @@ Objective = Literal["language", "classification"]
 
 def takes(model: Any, name: str) -> bool:
     """Whether a model's forward pass takes an input of that name."""
-    return name in _inputs_of(type(model))
+    model_type: Any = type(model)
+    return name in _inputs_of(model_type)
 
 
 @functools.cache  # a server asks at every step, and reading a signature would take a hundredth of it

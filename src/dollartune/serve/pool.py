@@ -63,21 +63,36 @@ class _Group:
     members: list[Served] = field(default_factory=list)
     _stacked: StackedAdapters | None = None
 
-    def changed(self) -> None:
-        """Says that members came or went."""
-        self._stacked = None
+    def add(self, served: Served) -> None:
+        """Takes one more member.
+
+        Raises:
+            UserError: it has another structure.
+        """
+        # Tried, not compared: what can be stacked is known to the code that stacks, and to nobody else.
+        if self._stacked is None:
+            StackedAdapters([self.members[0].adapter, served.adapter])
+        else:
+            self._stacked = self._stacked.added(served.adapter)
+        self.members.append(served)
+
+    def remove(self, served: Served) -> None:
+        """Lets a member go. Its numbers stay in the stack until half of that is such: the others' are not copied for it."""
+        self.members.remove(served)
+        if self._stacked is not None and 2 * len(self.members) < len(self._stacked.adapters):
+            self._stacked = None
 
     @property
     def stacked(self) -> StackedAdapters:
-        """The members, stacked."""
+        """The members, and some that were."""
         if self._stacked is None:
             self._stacked = StackedAdapters([member.adapter for member in self.members])
         return self._stacked
 
     def indices(self, rows: Sequence[Served]) -> list[int]:
         """Which of the stacked adapters is each row's."""
-        place = {id(member): index for index, member in enumerate(self.members)}
-        return [place[id(row)] for row in rows]
+        place = {id(adapter): index for index, adapter in enumerate(self.stacked.adapters)}
+        return [place[id(row.adapter)] for row in rows]
 
 
 class Pool:
@@ -211,8 +226,7 @@ class Pool:
             self.attached.remove(served.key)
             self.beginnings.forget(served)
             group = self._groups[served.group]
-            group.members.remove(served)
-            group.changed()
+            group.remove(served)
             if not group.members:
                 del self._groups[served.group]
 
@@ -220,12 +234,9 @@ class Pool:
         """Stacks the adapter with the first group whose structure it has."""
         for number, group in self._groups.items():
             try:
-                # Tried, not compared: what can be stacked is known to the code that stacks, and to nobody else.
-                StackedAdapters([group.members[0].adapter, served.adapter])
+                group.add(served)
             except UserError:  # another structure: the next group, or one of its own
                 continue
-            group.members.append(served)
-            group.changed()
             served.group = number
             return
         served.group = self._next_group
@@ -303,7 +314,7 @@ class Pool:
         if running is None:
             return group.stacked.gather(torch.tensor(indices, device=self.backbone.device))
         kept = running.get(first.group)
-        if kept is None or kept.stacked is not group.stacked:
+        if kept is None or not kept.goes_on_with(group.stacked):
             kept = running[first.group] = RunningRows(group.stacked)
         return kept.gather(start, indices)
 
