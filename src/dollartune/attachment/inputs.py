@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.attention import prefix_cache
-from dollartune.backbones.kind import takes
+from dollartune.backbones.forward_inputs import takes
 from dollartune.backbones.positions import position_limit
 from dollartune.errors import UserError
 

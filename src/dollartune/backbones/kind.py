@@ -6,8 +6,6 @@ decoder alone; so a class that exists says nothing.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,17 +20,6 @@ if TYPE_CHECKING:
 
 Objective = Literal["language", "classification"]
 """What the head does: write text (label words included), or score classes."""
-
-
-def takes(model: Any, name: str) -> bool:
-    """Whether a model's forward pass takes an input of that name."""
-    model_type: Any = type(model)
-    return name in _inputs_of(model_type)
-
-
-@functools.cache  # a server asks at every step, and reading a signature would take a hundredth of it
-def _inputs_of(model_type: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(model_type.forward).parameters)
 
 
 def family_of(config: Any) -> Family | None:

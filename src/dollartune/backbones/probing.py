@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dollartune.backbones.anatomy import weight_shape
-from dollartune.backbones.kind import takes
+from dollartune.backbones.forward_inputs import takes
 from dollartune.backbones.miniature import ANSWER_TOKENS, TOKENS, sample_inputs
 
 _PROBE = "dollartune_probe"

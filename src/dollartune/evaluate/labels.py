@@ -20,7 +20,7 @@ from torch import Tensor
 from dollartune.attachment.exact_head import exact_head
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fsdp import without_gradients
-from dollartune.backbones.kind import takes
+from dollartune.backbones.forward_inputs import takes
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, may_go_on, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator
 from dollartune.train.micro_batch import evaluation_batches

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dollartune.backbones.kind import has_window, takes
+from dollartune.backbones.forward_inputs import takes
+from dollartune.backbones.kind import has_window
 from dollartune.methods.edits import Transform
 from dollartune.train.batching import Collator
 

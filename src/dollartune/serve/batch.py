@@ -21,7 +21,7 @@ from torch.nn import functional
 from dollartune.attachment.exact_head import exact_head, exact_likeliest
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import tell_edits
-from dollartune.backbones.kind import takes
+from dollartune.backbones.forward_inputs import takes
 from dollartune.serve.cache import cache_of, pairs_of
 from dollartune.serve.constraint import TooComplex
 from dollartune.serve.reading import Reading, run_pass

@@ -20,7 +20,7 @@ from torch import Tensor
 from dollartune.attachment.exact_head import exact_head
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.inputs import tell_edits
-from dollartune.backbones.kind import takes
+from dollartune.backbones.forward_inputs import takes
 from dollartune.evaluate.shared_prompts import groups, may_go_on
 from dollartune.serve.beginnings import reads_each_token
 from dollartune.serve.cache import cache_of, pairs_of

@@ -19,7 +19,8 @@ from transformers import DynamicCache
 from dollartune.attachment.fast.decode_cache import DecodeCache
 from dollartune.attachment.fast.last_layer_rows import only_read_rows
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
-from dollartune.backbones.kind import has_window, takes
+from dollartune.backbones.forward_inputs import takes
+from dollartune.backbones.kind import has_window
 from dollartune.serve.beginnings import reads_each_token
 from dollartune.serve.cache import Past, joined, rows_past
 from dollartune.train.encoding import Encoded, collate_prompts

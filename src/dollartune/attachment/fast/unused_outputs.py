@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from dollartune.attachment.batch_layout import right_padded
-from dollartune.backbones.kind import takes
+from dollartune.backbones.forward_inputs import takes
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
