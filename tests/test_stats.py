@@ -91,7 +91,7 @@ def test_callables_give_the_same_as_the_fast_way() -> None:
         given.tolist(), truth.tolist(), lambda p, r: float(sklearn.matthews_corrcoef(r, p)), "matthews", (-1, 1), 60
     )
     assert slow.influence() == pytest.approx(fast.influence())
-    first, second = score_interval(fast, resamples=200), score_interval(slow, resamples=200)
+    first, second = score_interval(fast, resamples=60), score_interval(slow, resamples=60)
     assert (first.low, first.high) == pytest.approx((second.low, second.high), abs=1e-5)
 
 

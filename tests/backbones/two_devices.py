@@ -34,6 +34,8 @@ METHODS = (
     "prompt(tokens=4)",
     "prefix(tokens=4)",
 )
+FEWER = ("lora", "norm", "houlsby", "prefix")
+"""One of each kind of edit, on families beside LLaMA: what differs between families is where they are put."""
 
 
 class Devices(_DummyBackendModule):
@@ -114,7 +116,7 @@ def main(family: str) -> None:
         if anatomy.kind == "encoder_decoder":
             inputs["decoder_input_ids"] = ids[:, :4]
         keep = torch.zeros(2, dtype=torch.long, device=home), torch.ones(2, dtype=torch.long, device=home)
-        for method in METHODS:
+        for method in METHODS if family == "llama" else FEWER:
             attached = Attached(model, anatomy)
             own, other = (attached.add(name, [build_method(method)]) for name in ("own", "other"))
             for site, edit in own.items():
