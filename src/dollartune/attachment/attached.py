@@ -20,7 +20,7 @@ from dollartune.attachment.attention import enable_prefixes, restore_attention
 from dollartune.attachment.device_placement import move_to_backbone
 from dollartune.attachment.fast.frozen_prefix import without_frozen_prefix
 from dollartune.attachment.fast.last_layer_rows import LastLayer, only_read_rows
-from dollartune.attachment.fast.unused_outputs import needed_inputs
+from dollartune.attachment.fast.unused_outputs import keeping_nothing, needed_inputs
 from dollartune.attachment.generating import generate
 from dollartune.attachment.hooks import put_in
 from dollartune.attachment.inputs import prepare_inputs
@@ -28,6 +28,7 @@ from dollartune.attachment.pass_state import PassState
 from dollartune.attachment.pooling import read_out, readout_of
 from dollartune.attachment.routed_model import Hook, RoutedModel
 from dollartune.attachment.routing import Assignment
+from dollartune.backbones.token_table import output_head
 from dollartune.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ class Attached(RoutedModel):
         known = None
         if state.frozen_prefix is not None:
             known = state.frozen_prefix.states(self, inputs, prompt_lengths)
+        if self.anatomy.family.masks_without_cache or not self.anatomy.family.generates:
+            inputs = keeping_nothing(self, inputs)
         handle = None
         if keep is not None:
             rows, positions = keep
@@ -228,7 +231,8 @@ class Attached(RoutedModel):
             positions = positions if moved is None else moved[rows, positions]
             keep = rows, positions
             # before the head, where it saves most: logits are (tokens, vocabulary), and the vocabulary is the widest axis
-            head = self.model.get_output_embeddings()  # type: ignore[operator]
+            head = output_head(self.model)
+            assert head is not None  # places are asked of language models
             handle = head.register_forward_pre_hook(_gathering(rows, positions))
         try:
             with (
@@ -254,11 +258,16 @@ class Attached(RoutedModel):
 
 
 def _gathering(rows: Tensor, positions: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-    """Pre-hook of the head: hidden states (rows, tokens, d_model) -> those that are asked for, (1, asked, d_model)."""
+    """Pre-hook of the head: hidden states (rows, tokens, d_model) -> those that are asked for, (1, asked, d_model).
+
+    Heads of several futures (ProphetNet) get (rows, futures, tokens, d_model), and give logits of all.
+    """
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        device = args[0].device
-        return (args[0][rows.to(device), positions.to(device)].unsqueeze(0), *args[1:])  # (1, asked, d_model)
+        states, at = args[0], (rows.to(args[0].device), positions.to(args[0].device))
+        if states.dim() == 4:
+            return (states.transpose(1, 2)[at].transpose(0, 1).unsqueeze(0), *args[1:])  # (1, futures, asked, d_model)
+        return (states[at].unsqueeze(0), *args[1:])  # (1, asked, d_model)
 
     return hook
 

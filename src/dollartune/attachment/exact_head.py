@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dollartune.backbones.swapped_forward import swapped_forward
+from dollartune.backbones.token_table import output_head
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
@@ -56,7 +57,7 @@ def exact_likeliest(attached: RoutedModel) -> Iterator[None]:
     if head is None:
         yield
         return
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0][:, -1:], *args[1:]))
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0][..., -1:, :], *args[1:]))
     try:
         with swapped_forward([(head, _by(head, likeliest_in_fp32))]):
             yield
@@ -66,7 +67,7 @@ def exact_likeliest(attached: RoutedModel) -> Iterator[None]:
 
 def _half_head(attached: RoutedModel) -> nn.Linear | None:
     """The head, where it is a plain linear in bf16 or fp16."""
-    head: Any = attached.model.get_output_embeddings() if hasattr(attached.model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = output_head(attached.model)
     # exact type: 4-bit and 8-bit linears are subclasses that compute something else
     return head if type(head) is nn.Linear and head.weight.dtype in (torch.bfloat16, torch.float16) else None
 

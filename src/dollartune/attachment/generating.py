@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dollartune.attachment.fast.unused_outputs import keeping_nothing
 from dollartune.attachment.inputs import decoder_lengths, insert_in_decoder, prepare_inputs, tell_edits
 from dollartune.backbones.marks import decoder_start
 from dollartune.errors import UserError
@@ -67,7 +68,8 @@ def _generate(attached: RoutedModel, inputs: dict[str, Any]) -> Tensor:
     mask = inputs.get("attention_mask")
     if family.counts_padding and isinstance(mask, Tensor) and not bool(mask.all()):
         return _generate_by_length(attached, inputs, mask)
-    if not family.writes_from_embeddings and any(a.adapter and a.adapter.virtual for a in attached.state.route):
+    virtual = any(a.adapter and a.adapter.virtual for a in attached.state.route)
+    if not family.generates or (virtual and not family.writes_from_embeddings):
         return _generate_by_whole_passes(attached, inputs, rows)
     inside = attached.anatomy.kind == "encoder_decoder" and any(lengths := decoder_lengths(attached.state, rows))
     if inside and len(set(lengths)) > 1:
@@ -147,8 +149,8 @@ _GREEDY = {
 
 
 def _generate_by_whole_passes(attached: RoutedModel, inputs: dict[str, Any], rows: int) -> Tensor:
-    """Greedy text where transformers' `generate` takes no embeddings of a class (CTRL, the first GPT): each row by itself, a
-    whole pass for each token.
+    """Greedy text where transformers' `generate` takes no embeddings of a class (CTRL, the first GPT) or writes something else
+    than whole passes say: each row by itself, a whole pass for each token.
 
     Raises:
         UserError: another way of decoding is asked for.
@@ -156,7 +158,7 @@ def _generate_by_whole_passes(attached: RoutedModel, inputs: dict[str, Any], row
     asked = {name for name, value in inputs.items() if value is not None and value is not False}
     if unknown := sorted(asked - _GREEDY):
         raise UserError(
-            f"{type(attached.model).__name__} writes from token ids alone, so that with virtual tokens its text is greedy; "
+            f"{type(attached.model).__name__} is asked for each token by a whole pass here, greedily; "
             f"{', '.join(unknown)} cannot be followed."
         )
     ends = inputs.get("eos_token_id")
@@ -180,7 +182,7 @@ def _greedy_row(attached: RoutedModel, prompt: Tensor, inputs: dict[str, Any], e
         mask = torch.ones_like(ids)
         ready = prepare_inputs(attached, {"input_ids": ids, "attention_mask": mask}, mask.new_tensor([length]))
         with attached.under(ready.state), attached.exclusive_values():
-            logits = attached.model(**ready.inputs).logits[0, -1].float()
+            logits = attached.model(**keeping_nothing(attached, ready.inputs)).logits[0, -1].float()
         logits[inputs.get("suppress_tokens") or []] = float("-inf")
         if written < int(inputs.get("min_new_tokens") or 0):
             logits[list(ends)] = float("-inf")

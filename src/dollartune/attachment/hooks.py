@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from dollartune.attachment.inputs import insert_virtual, tell_edits
 from dollartune.attachment.reweighting import weights_hook
 from dollartune.backbones.anatomy import join_parts, split_parts
 from dollartune.backbones.device_map import execution_device, own_forward
+from dollartune.backbones.module_outputs import states_of, with_states
 from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def put_in(attached: RoutedModel, kind: str, name: str, sealed: Callable[[Hook],
 
 def input_hook(attached: RoutedModel, name: str) -> Any:
     """Pre-hook of the module of that name: edits of its input, and captures for sublayers that begin here."""
+    turned = attached.anatomy.gets_tokens_first(name)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = attached.state
@@ -55,10 +57,12 @@ def input_hook(attached: RoutedModel, name: str) -> Any:
             return None
         # Families call their layers either way, and transformers has changed it between versions.
         x, *rest = args if args else (kwargs["hidden_states"],)
+        x = x.transpose(0, 1) if turned else x
         if any(a.adapter is not None and name in a.adapter.inputs for a in state.route):
             x = _edit_inputs(state, name, x)
         if any(a.adapter is not None and name in a.adapter.captures for a in state.route):
             state.captured_inputs[name] = x  # after its edits: a sublayer's edit sees what the sublayer sees
+        x = x.transpose(0, 1) if turned else x
         return ((x, *rest), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
     return hook
@@ -78,7 +82,7 @@ def _edit_inputs(state: PassState, name: str, x: Tensor) -> Tensor:
                 # (rows of this adapter, tokens, in)
                 piece = edit.edit_input(piece, assignment.context)
             whole[assignment.rows] = piece
-        return whole.view(x.shape)
+        return whole.reshape(x.shape)
     route = list(state.covering(whole.shape[0]))
     pieces = []
     for assignment, piece in zip(route, _split(whole, route), strict=True):
@@ -86,7 +90,7 @@ def _edit_inputs(state: PassState, name: str, x: Tensor) -> Tensor:
             piece = edit.edit_input(piece, assignment.context)
         pieces.append(piece)
     # cat would copy a single piece too
-    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view(x.shape)
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).reshape(x.shape)
 
 
 def _split(whole: Tensor, route: Sequence[Assignment]) -> Sequence[Tensor]:
@@ -101,14 +105,17 @@ def _split(whole: Tensor, route: Sequence[Assignment]) -> Sequence[Tensor]:
 
 def output_hook(attached: RoutedModel, name: str) -> Any:
     """Forward hook of the module of that name: edits of its output."""
+    turned = attached.anatomy.gets_tokens_first(name)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         state = attached.state
         if not any(a.adapter is not None and name in a.adapter.outputs for a in state.route):
             return None
-        # Attention gives (output, weights), a layer of some families (states, cache).
-        y = output[0] if isinstance(output, tuple) else output
+        y: Tensor = states_of(output)
+        # A module that is told a number of rows alone gives values of its own (Perceiver's places): nothing enters it.
         x: Tensor = args[0] if args else kwargs["hidden_states"]
+        x = x if isinstance(x, Tensor) else y
+        x, y = (x.transpose(0, 1), y.transpose(0, 1)) if turned else (x, y)
         # Experts and some feed-forwards get (rows · tokens, d).
         whole_x, whole_y = state.batched(x), state.batched(y)
         if len(state.route) > 1 and not torch.is_grad_enabled() and module._parameters:
@@ -123,12 +130,14 @@ def output_hook(attached: RoutedModel, name: str) -> Any:
             return None
         # in training: pieces that are put together once, which autograd can follow
         route = list(state.covering(whole_y.shape[0]))
-        entered = _Entered(state, route)
+        alone = len(args) + len(kwargs) == 1 and x is not y  # x is all that it is called with
+        entered = _Entered(state, route, None if turned or alone else (args, kwargs), len(whole_y))
         pairs = zip(_split(whole_x, route), _split(whole_y, route), strict=True)
         done = [_edit_output(attached, name, module, entered, number, *pair) for number, pair in enumerate(pairs)]
         result = done[0] if len(done) == 1 else torch.cat(done)
-        result = result.view(*y.shape[:-1], result.shape[-1])  # a head may have other classes than the backbone's
-        return (result, *output[1:]) if isinstance(output, tuple) else result
+        result = result.reshape(*y.shape[:-1], result.shape[-1])  # a head may have other classes than the backbone's
+        result = result.transpose(0, 1) if turned else result
+        return with_states(output, result)
 
     return hook
 
@@ -141,12 +150,30 @@ def _plan(state: PassState, where: str, name: str, like: Tensor) -> EditPlan:
     return EditPlan((), list(pieces))
 
 
+_Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Of a call: by place, by name."""
+
+
 class _Entered:
     """What entered the sublayers that end at a module, by the rows of each assignment of a route."""
 
-    def __init__(self, state: PassState, route: Sequence[Assignment]) -> None:
-        self.state, self.route = state, route
+    def __init__(
+        self, state: PassState, route: Sequence[Assignment], called: _Arguments | None = None, rows: int = 0
+    ) -> None:
+        self.state, self.route, self.called, self.rows = state, route, called, rows
         self._pieces: dict[str, Sequence[Tensor]] = {}
+
+    def arguments(self, number: int, x: Tensor) -> _Arguments:
+        """What the module is called with for the assignment of that number, whose rows of its input are x."""
+        if self.called is None or len(self.route) == 1:
+            return self.called or ((x,), {})
+        part = self.route[number].rows
+
+        def own(value: Any) -> Any:
+            return value[part] if isinstance(value, Tensor) and value.shape[:1] == (self.rows,) else value
+
+        args, kwargs = self.called
+        return tuple(own(value) for value in args), {name: own(value) for name, value in kwargs.items()}
 
     def __call__(self, entry: str, number: int) -> Tensor:
         """At the sublayer that begins at the module `entry`, for the assignment of that number."""
@@ -171,7 +198,7 @@ def _edit_output(
     # in the order of the adapter's methods; what replaces values comes first (`Adapter.reindex`)
     for site, edit in assignment.adapter.outputs.get(name, ()):
         if isinstance(edit, Override):
-            piece_y = _overridden(attached, edit, module, piece_x)
+            piece_y = _overridden(attached, edit, module, entered.arguments(number, piece_x))
         elif site.kind == "sublayer":
             # A sublayer may begin on one device and end on another.
             site_x = entered(site.entry, number).to(piece_y.device)
@@ -187,17 +214,26 @@ def _edit_output(
     return piece_y
 
 
-def _overridden(attached: RoutedModel, edit: Override, module: nn.Module, x: Tensor) -> Tensor:
-    """The module's output for other values of its parameters. Its own hooks must not run again, so the route is empty."""
+def _overridden(attached: RoutedModel, edit: Override, module: nn.Module, called: _Arguments) -> Tensor:
+    """The module's output for other values of its parameters. Its own hooks must not run again, so the route is empty.
+
+    Args:
+        called: what it is called with for these rows.
+    """
+    args, kwargs = called
     with attached.changed(route=()), own_forward(module) if attached.placed else nullcontext():
         if not edit.batched:
-            return torch.func.functional_call(module, edit.values(), (x,))  # type: ignore[no-any-return]
+            result: Tensor = states_of(torch.func.functional_call(module, edit.values(), args, kwargs))
+            return result
+        x: Tensor = args[0]
         # values of its own for each row (stacked adapters): one call for all rows, not one per adapter
         # (tensors of one row, (tokens, d)) -> (tokens, out); vmap makes batched products of it.
-        one_row = torch.func.vmap(lambda values, row: torch.func.functional_call(module, values, (row[None],))[0])
+        one_row = torch.func.vmap(
+            lambda values, row: states_of(torch.func.functional_call(module, values, (row[None],)))[0]
+        )
         values = {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}
-        result: Tensor = one_row(values, x)
-        return result
+        by_row: Tensor = one_row(values, x)
+        return by_row
 
 
 def apply_edit(edit: Edit, x: Tensor, y: Tensor, rows: Rows) -> Tensor:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from dollartune.attachment.attention import prefix_cache
 from dollartune.backbones.forward_inputs import takes
+from dollartune.backbones.module_outputs import states_of
 from dollartune.backbones.positions import position_limit
+from dollartune.backbones.token_table import output_head
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -235,7 +237,7 @@ def _insert(
         tokens = tokens.gather(1, order)
         prompt = None if prompt is None else prompt.gather(1, order)
     tokens_mask = inputs[mask] if order is None else inputs[mask].gather(1, order)
-    moved, arrangement = insert_virtual(state, attached.anatomy, stack, embedding(tokens), tokens_mask)
+    moved, arrangement = insert_virtual(state, attached.anatomy, stack, states_of(embedding(tokens)), tokens_mask)
     if state.layout is not None and attached.anatomy.kind == "decoder":
         even = state.layout.right_padded and arrangement.even
         state = replace(state, layout=replace(state.layout, right_padded=even))
@@ -345,7 +347,7 @@ def _prompt_mask(attached: RoutedModel, inputs: dict[str, Any], prompt_lengths: 
 
 def _reads_last(attached: RoutedModel) -> bool:
     """Whether the backbone is a decoder that classifies, and finds the place to read by its input's ids."""
-    return attached.anatomy.kind == "decoder" and attached.model.get_output_embeddings() is None  # type: ignore[operator]
+    return attached.anatomy.kind == "decoder" and output_head(attached.model) is None
 
 
 def _virtual_lengths(state: PassState, stack: str) -> list[int]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dollartune.attachment.fast.unused_outputs import needed_inputs
+from dollartune.backbones.forward_inputs import takes
+from dollartune.backbones.module_outputs import states_of
 from dollartune.methods.features import MIDDLE, middle_layer, pool
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def pooled_states(
         assert path is not None  # `pools` refuses it otherwise
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            middle.append(output[0] if isinstance(output, tuple) else output)
+            states = states_of(output)
+            middle.append(states.transpose(0, 1) if attached.anatomy.gets_tokens_first(path) else states)
 
         handle = attached.model.get_submodule(path).register_forward_hook(keep)
     try:
@@ -69,7 +72,8 @@ def pooled_states(
         if handle is not None:
             handle.remove()
     mask = given.get("attention_mask")
-    mask = None if mask is None else _mask_of(mask.to(states.device), states.shape[1])
+    if mask is not None:
+        mask = None if attached.anatomy.family.latents else _mask_of(mask.to(states.device), states.shape[1])
     if handle is None:
         return pool(states, mask, pooling)
     of_middle = _as_tokens(middle[0]).to(states.device)
@@ -91,13 +95,13 @@ def _last_states(attached: RoutedModel, inputs: Mapping[str, Any]) -> Tensor:
     model: Any = attached.model
     body = model.base_model
     if body is not model:
-        return _as_tokens(body(**inputs).last_hidden_state)
+        return _as_tokens(body(**_by_its_names(body, inputs)).last_hidden_state)
     # Image halves of image-text models (CLIP, SigLIP) have no body under the name that `base_model` looks for, which gives
     # the model with its head. Asked for all its states, transformers would leave hooks of its own on the layers.
     last: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        last[:] = [output[0] if isinstance(output, tuple) else output]
+        last[:] = [states_of(output)]
 
     handle = model.get_submodule(attached.anatomy.at("layer")[-1].exit).register_forward_hook(keep)
     try:
@@ -105,6 +109,12 @@ def _last_states(attached: RoutedModel, inputs: Mapping[str, Any]) -> Tensor:
     finally:
         handle.remove()
     return _as_tokens(getattr(output, "last_hidden_state", last[0]))
+
+
+def _by_its_names(body: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Perceiver's body takes token ids as `inputs`, as it takes pixels."""
+    main = "input_ids" if takes(body, "input_ids") else body.main_input_name
+    return {main if name == "input_ids" else name: value for name, value in inputs.items()}
 
 
 def _as_tokens(states: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ class Core:
     key: str
     times: int = 1
     """How often each key is there by then, where queries share keys and the family's code repeats them."""
+    queries: int = 0
+    """Heads of queries, where `key` is the output projection, which takes as much of each: no linear alone gives the keys."""
 
 
 RolePath = str | Part | Sublayer | Weights | Core
@@ -158,6 +160,17 @@ class Family:
     """Whether padding before a row changes what is written after it, so that only rows of one length are written together."""
     writes_from_embeddings: bool = True
     """Whether transformers' `generate` takes embeddings of its class, as virtual tokens need."""
+    generates: bool = True
+    """Whether `generate`, which goes on from what it keeps, writes what passes over the whole text say. Not so where it puts a
+    mask behind the text (XLM), or where nothing can be kept (layers of linear attention alone)."""
+    streams: int = 1
+    """How many streams of d_model stand beside each other in the last states (Reformer's two)."""
+    latents: bool = False
+    """Whether its last states are as many for every text (Perceiver), so that none of them is padding's."""
+    masks_without_cache: bool = False
+    """Whether its decoder hides later tokens from earlier ones in passes alone that keep nothing (FSMT)."""
+    tokens_first: bool = False
+    """Whether its layers get and give (tokens, rows, d_model), as fairseq's do (FSMT)."""
     gguf: Mapping[str, GGUFArchitecture] = field(default_factory=dict)
     """model_type -> how a GGUF file of it is laid out, where one can be written and read back."""
 
@@ -233,8 +246,12 @@ class Anatomy:
     def rows_join(self) -> bool:
         """Whether rows that began at different times can go on together from one cache, padded on the left."""
         attending = {(site.stack, site.layer) for site in self.sites if site.role.startswith("self_attn.")}
-        keeps_more = self.family.keeps_states or self.family.counts_padding
+        keeps_more = self.family.keeps_states or self.family.counts_padding or not self.family.generates
         return not keeps_more and 0 < sum(self.layer_counts.values()) <= len(attending)
+
+    def gets_tokens_first(self, name: str) -> bool:
+        """Whether the module of that name gets (tokens, rows, d_model): it lies in a layer of a family whose layers do."""
+        return self.family.tokens_first and any(f"{name}.".startswith(f"{layer.exit}.") for layer in self.at("layer"))
 
     @property
     def heads(self) -> tuple[Site, ...]:
@@ -262,6 +279,10 @@ def weight_shape(module: nn.Module) -> tuple[int, int, bool] | None:
         return module.weight.shape[0], module.weight.shape[1], True
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features, False
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    # Of a class of its own (I-BERT's QuantLinear): whether it gives W x + b and nothing else is seen in a pass.
+    if "linear" in type(module).__name__.lower() and weight is not None and weight.dim() == 2:
+        return (weight.shape[1], weight.shape[0], False) if bias is None or bias.shape == weight.shape[:1] else None
     return None
 
 
@@ -392,7 +413,7 @@ def _layer_sites(
 ) -> Iterator[Site]:
     """Sites of one layer, in the order of its role map. A norm without weights (OLMo) is none: nothing can train there."""
     layer = model.get_submodule(layer_path)
-    widths: dict[str, int] = {}
+    known: dict[str, Site] = {}
     for role, path in roles.items():
         if isinstance(path, str) and "|" in path:
             choices = path.split("|")
@@ -414,9 +435,10 @@ def _layer_sites(
         if role.startswith("norm.") and not any(True for module in modules[-1:] for _ in module.parameters()):  # type: ignore[union-attr]
             continue
         site = _site(model, role, path, modules, names, stack_name, index, d_model)
-        widths[role] = site.out_features
+        known[role] = site
         if isinstance(path, Core):
-            size = widths[path.key] * path.times // path.heads
+            key = known[path.key]
+            size = key.in_features // path.queries if path.queries else key.out_features * path.times // path.heads
             site = replace(site, heads=path.heads, head_size=size, out_features=path.heads * size)
         yield site
 

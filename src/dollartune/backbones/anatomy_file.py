@@ -36,13 +36,25 @@ _FORMS: dict[frozenset[str], Any] = {
     frozenset({"path", "parameter"}): Weights,
     frozenset({"path", "heads", "key"}): Core,
     frozenset({"path", "heads", "key", "times"}): Core,
+    frozenset({"path", "heads", "key", "queries"}): Core,
     frozenset({"path", "index", "of"}): Part,
     frozenset({"path", "index", "of", "layout"}): Part,
     frozenset({"path", "groups", "start", "stop", "width"}): Part.slice,
 }
 """What a role's mapping may consist of, and what it makes."""
-_FACTS = ("attention_interface", "keeps_states", "counts_padding", "writes_from_embeddings")
-"""What is true or false of a family; see `Family`."""
+_FACTS = (
+    "attention_interface",
+    "keeps_states",
+    "counts_padding",
+    "writes_from_embeddings",
+    "generates",
+    "latents",
+    "masks_without_cache",
+    "tokens_first",
+    "streams",
+    "hidden_size",
+)
+"""What is true of a family, or how much, where it is not as in most; see `Family`."""
 _FAMILY_KEYS = ("model_types", "kind", "stacks", "embeddings", "heads", "base", *_FACTS)
 _STACK_KEYS = ("shapes", "final_norm", "entrance")
 
@@ -94,7 +106,8 @@ def family_from(data: Mapping[str, Any], source: str) -> Family:
         raise UserError(f"{source}: there is no stack.", hint="dollartune backbones show MODEL --yaml prints one.")
     return Family(
         tuple(map(str, types)), data["kind"], stacks, dict(data.get("embeddings") or {}),
-        tuple(data.get("heads") or ("lm_head",)), bool(data.get("attention_interface", True)), base=data.get("base"),
+        tuple(data.get("heads") or ("lm_head",)), base=data.get("base"),
+        **{name: type(getattr(Family, name))(data[name]) for name in _FACTS if name in data},
     )  # fmt: skip
 
 
@@ -165,6 +178,6 @@ def _plain(path: RolePath) -> Any:
             else ("path", "index", "of", "layout")
         )
         return {key: fields[key] for key in kept}
-    if isinstance(path, Core) and path.times == 1:
-        del fields["times"]
+    if isinstance(path, Core):
+        fields = {key: value for key, value in fields.items() if value != {"times": 1, "queries": 0}.get(key)}
     return fields

@@ -7,6 +7,7 @@ decoder alone; so a class that exists says nothing.
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -154,11 +155,11 @@ _SEEN: dict[str, bool] = {}
 
 
 def _sees_later_tokens(config: Any) -> bool:
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForMaskedLM
 
     from dollartune.backbones.miniature import miniatures
     from dollartune.backbones.own_head import base_class
-    from dollartune.backbones.probing import looks_ahead
+    from dollartune.backbones.probing import NothingSeen, looks_ahead
 
     # Every setting: a window or a flag may decide what is masked.
     key = json.dumps([type(config).__name__, config.to_dict()], sort_keys=True, default=str)
@@ -170,16 +171,25 @@ def _sees_later_tokens(config: Any) -> bool:
                 f"transformers has no model for {config.model_type!r} alone, apart from the pictures or sounds beside it.",
                 hint="Give a backbone of text or of images.",
             )
-        why = "no small copy of it can be made"
-        for model in miniatures(base, config):
+        why, nothing = "no small copy of it can be made", None
+        # A base model may read no tokens without what its heads give it (Perceiver's takes what a module of theirs has read).
+        headed = AutoModelForMaskedLM._model_mapping.get(type(config), None)
+        for model in chain(miniatures(base, config), () if headed is None else miniatures(headed, config)):
             try:
                 with torch.device("cpu"):  # also where the caller builds on the meta device
                     _SEEN[key] = looks_ahead(model)
                 break
+            except NothingSeen as error:
+                nothing = error
             except Exception as error:
                 # some families refuse sizes so small; the next copy is larger
                 why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
         else:
+            if nothing is not None:  # and a file that says what it is would not make it run
+                raise UserError(
+                    f"a backbone of type {config.model_type!r} cannot be run here: {nothing}.",
+                    hint="Take another backbone.",
+                )
             raise UserError(
                 f"whether {config.model_type!r} reads both ways or writes from left to right cannot be seen: {why}.",
                 hint="Say it in a file: `backbone: {name: ..., anatomy: FILE}`, with `kind: decoder` or `kind: encoder`.",

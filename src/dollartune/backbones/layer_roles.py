@@ -26,6 +26,7 @@ from dollartune.backbones.miniature import ROWS
 from dollartune.backbones.probing import (
     Call,
     Meeting,
+    multiplied,
     negated,
     score_sources,
     sources,
@@ -49,6 +50,8 @@ class ProbedLayer:
     """Whether it gives (rows, tokens, width), as it was given."""
     places: int
     """Rows times tokens of what it was given."""
+    tokens_first: bool = False
+    """Whether it was given (tokens, rows, width)."""
     roles: dict[str, RolePath] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     """Modules that have a role."""
@@ -97,11 +100,12 @@ def roles_of(layer: ProbedLayer) -> dict[str, RolePath]:
     """Role -> path relative to the layer."""
     linears = layer.linears()
     last = -1
-    attentions = [event for event in layer.events if isinstance(event, Meeting)]
-    for meeting in attentions:
-        index = layer.events.index(meeting)
-        _attention(layer, linears, meeting, last, index)
-        last = index
+    attentions = _attentions(layer, linears)
+    for together in attentions:
+        # Of those that share their linears the widest first, which keeps the plain names (LiLT's text, beside its layout)
+        for meeting in sorted(together, key=lambda one: 0 if one.value is None else -one.value.numel()):
+            _attention(layer, linears, meeting, last, layer.events.index(meeting))
+        last = max(layer.events.index(meeting) for meeting in together)
     if not attentions:
         _attention_by_name(layer, linears)
     _feed_forwards(layer, linears)
@@ -111,6 +115,21 @@ def roles_of(layer: ProbedLayer) -> dict[str, RolePath]:
     if layer.by_tokens:  # what stands at the end of a layer is edited token by token, not by channels of an image
         layer.give("layer", "")
     return layer.roles
+
+
+def _attentions(layer: ProbedLayer, linears: Sequence[Call]) -> list[list[Meeting]]:
+    """Attentions in order, those together between which no linear is called: they read the same ones."""
+    groups: list[list[Meeting]] = []
+    apart = True
+    for event in layer.events:
+        if isinstance(event, Meeting):
+            if apart:
+                groups.append([])
+            groups[-1].append(event)
+            apart = False
+        elif any(event is call for call in linears):
+            apart = True
+    return groups
 
 
 def _attention(layer: ProbedLayer, linears: Sequence[Call], meeting: Meeting, after: int, at: int) -> None:
@@ -125,7 +144,8 @@ def _attention(layer: ProbedLayer, linears: Sequence[Call], meeting: Meeting, af
         masks_by_role["v"] = sources(meeting.value, outputs)
         keys = meeting.key.shape[-2]
     elif meeting.scores is not None:
-        masks_by_role["q"], masks_by_role["k"] = score_sources(meeting.scores, outputs)
+        masks_by_role["q"], masks_by_role["k"] = score_sources(meeting.scores, outputs, layer.tokens_first)
+        _without_biases(meeting.scores, before, masks_by_role)
         nothing: list[Tensor | None] = [None] * len(outputs)
         masks_by_role["v"] = nothing if meeting.value is None else sources(meeting.value, outputs)
         keys = meeting.scores.shape[-1]
@@ -172,7 +192,9 @@ def _attention(layer: ProbedLayer, linears: Sequence[Call], meeting: Meeting, af
             chain = [c for c in before if c.name.startswith(f"{holder}.") and _feeds(c, first)]
             entry = chain[0] if chain else first
             layer.give(name, Sublayer(layer.relative(entry.name), layer.relative(leaving.name)))
-    if meeting.interface and meeting.module.startswith(f"{layer.name}.") and f"{name}.k" in layer.roles:
+    if meeting.interface and meeting.module.startswith(f"{layer.name}.") and f"{name}.k" not in layer.roles:
+        _core_by_output(layer, name, meeting)
+    elif meeting.interface and meeting.module.startswith(f"{layer.name}."):
         key, value = meeting.key, meeting.value
         width = int(chosen["k"][1].sum()) if chosen["k"][1] is not None else 0
         # JetMoE repeats its keys before they meet the queries
@@ -181,6 +203,29 @@ def _attention(layer: ProbedLayer, linears: Sequence[Call], meeting: Meeting, af
         )
         if key is not None and value is not None and key.shape == value.shape and not rest:
             layer.give(f"{name}.core", Core(layer.relative(meeting.module), key.shape[1], f"{name}.k", times))
+
+
+def _without_biases(scores: Tensor, calls: Sequence[Call], masks: dict[str, list[Tensor | None]]) -> None:
+    """Takes out of several linears behind queries those that no score multiplies with a key."""
+    key, _ = _nearest(calls, masks["k"])
+    behind = [index for index, mask in enumerate(masks["q"]) if mask is not None]
+    if key is None or key.output is None or len(behind) < 2:
+        return
+    products = [i for i in behind if (y := calls[i].output) is not None and multiplied(scores, y, key.output)]
+    if products:
+        masks["q"] = [mask if index in products else None for index, mask in enumerate(masks["q"])]
+
+
+def _core_by_output(layer: ProbedLayer, name: str, meeting: Meeting) -> None:
+    """Where keys and values meet, in families whose keys are made of more than one linear's outputs (Zaya mixes them with the
+    queries): a head is as wide as what the output projection takes of each head of queries."""
+    query, key, value, leaving = meeting.query, meeting.key, meeting.value, layer.roles.get(f"{name}.o")
+    if query is None or key is None or value is None or query.dim() != 4 or not isinstance(leaving, str):
+        return
+    shape = weight_shape(layer.module(f"{layer.name}.{leaving}"))
+    if shape is not None and key.shape == value.shape and query.shape[1] * key.shape[-1] == shape[0]:
+        core = Core(layer.relative(meeting.module), key.shape[1], f"{name}.o", queries=query.shape[1])
+        layer.give(f"{name}.core", core)
 
 
 def _is_live(call: Call) -> bool:
@@ -393,7 +438,7 @@ def _norms(layer: ProbedLayer) -> None:
                 and shapes
                 and max(shapes) == 1
                 and "norm" in type(module).__name__.lower()
-                and not list(module.children())
+                and not any(list(child.parameters()) for child in module.children())
             ):
                 seen.append(event)
     outside = [c for c in seen if c.output is not None and c.output.shape[-1] == layer.width]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dollartune.backbones.config_values import by_layer, config_value
 from dollartune.backbones.quiet import quiet_transformers
-from dollartune.backbones.token_table import vocabulary_size
+from dollartune.backbones.token_table import output_head, vocabulary_size
 
 TOKENS, ANSWER_TOKENS, ROWS = 11, 7, 2
 """Of the inputs; both odd and apart, so that no other size of a small model is taken for a number of tokens."""
@@ -195,7 +195,7 @@ def sample_inputs(model: nn.Module, kind: str) -> dict[str, Tensor]:
         inputs["input_ids"][:, -1] = end  # BART's classifiers read the place of the end mark
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     both = getattr(model, "reads_decoder_ids", False)  # other classifiers make them of the input
-    if kind == "encoder_decoder" and (both or model.get_output_embeddings() is not None):  # type: ignore[operator]
+    if kind == "encoder_decoder" and (both or output_head(model) is not None):
         inputs["decoder_input_ids"] = torch.randint(min(5, most - 2), most, (ROWS, ANSWER_TOKENS), generator=draw)
     return inputs
 

@@ -93,6 +93,11 @@ _FACTS = (
     "keeps_states",
     "counts_padding",
     "writes_from_embeddings",
+    "generates",
+    "streams",
+    "latents",
+    "masks_without_cache",
+    "tokens_first",
 )
 """Of a family that was read off a structure, what methods ask for."""
 
@@ -145,8 +150,12 @@ def _own_code() -> str:
         "positions",
         "structure",
         "probing",
+        "module_outputs",
         "miniature",
         "outline",
+        "own_head",
+        "layer_roles",
+        "token_table",
         "stored_names",
     )
     for path in [*(here / f"{name}.py" for name in readers), *sorted((here / "families").glob("*.py"))]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dollartune.backbones.marks import decoder_start
+from dollartune.backbones.token_table import output_head, vocabulary_size
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,9 +137,16 @@ class _OwnHead:
 
 class _WithClasses(_OwnHead):
     reads_decoder_ids = True
+    reads_again = True
+    """Whether the decoder of two stacks reads the input, too; else its start token alone."""
 
     def _make_head(self, made: Any, config: Any) -> None:
         made.num_labels = config.num_labels
+        base = getattr(made, made.base_model_prefix)
+        # Classes are read off states, and some base models give logits (FSMT's).
+        if (inside := output_head(base)) is not None:
+            made.reads_again = getattr(inside, "out_features", 0) == vocabulary_size(base)  # of one vocabulary
+            base.set_submodule(next(name for name, module in base.named_modules() if module is inside), nn.Identity())
         made.score = nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False)
 
     def forward(
@@ -156,7 +164,7 @@ class _WithClasses(_OwnHead):
         decoding = self.kind == "encoder_decoder"
         if decoding and input_ids is not None and "decoder_input_ids" not in given:
             start = torch.full_like(input_ids[:, :1], decoder_start(made))
-            given["decoder_input_ids"] = torch.cat([start, input_ids[:, :-1]], 1)
+            given["decoder_input_ids"] = torch.cat([start, input_ids[:, :-1]], 1) if self.reads_again else start
         states: Tensor = self._base_output(given)[0]
         mask = attention_mask
         if mask is None or mask.shape[1] != states.shape[1]:  # of the encoder's input alone

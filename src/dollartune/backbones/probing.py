@@ -10,7 +10,7 @@ Nothing here reads a name; `structure.py` makes a role map of what is seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from dollartune.backbones.anatomy import weight_shape
 from dollartune.backbones.forward_inputs import takes
 from dollartune.backbones.miniature import ANSWER_TOKENS, TOKENS, sample_inputs
+from dollartune.backbones.module_outputs import states_of, with_states
 
 _PROBE = "dollartune_probe"
 
@@ -42,7 +43,7 @@ class Call:
     @property
     def output(self) -> Tensor | None:
         """Its first output."""
-        y = self.y[0] if isinstance(self.y, tuple | list) and self.y else self.y
+        y = states_of(self.y)
         y = next(iter(y.values()), None) if isinstance(y, dict) else y
         return y if isinstance(y, Tensor) else None
 
@@ -122,14 +123,15 @@ def _leaving(seen: Trace, stack: list[str]) -> Callable[..., None]:
 @torch.no_grad()
 def _is_linear(module: nn.Module, call: Call) -> bool:
     shape = weight_shape(module)
-    if shape is None or call.x is None or not isinstance(call.y, Tensor):
+    beside = call.y[1:] if isinstance(call.y, tuple) else ()
+    if shape is None or call.x is None or call.output is None or any(one is not None for one in beside):
         return False
     weight = module.get_parameter("weight")
     plain = call.x @ (weight if shape[2] else weight.T)
     bias = getattr(module, "bias", None)
     plain = plain if bias is None else plain + bias
     # Loose, as sums may be made in another order; a product with another matrix, or one transposed, is off in its first digit.
-    return plain.shape == call.y.shape and torch.allclose(plain, call.y, rtol=1e-3, atol=1e-3)
+    return plain.shape == call.output.shape and torch.allclose(plain, call.output, rtol=1e-3, atol=1e-3)
 
 
 @contextmanager
@@ -227,9 +229,16 @@ def sources(target: Tensor, outputs: Sequence[Tensor]) -> list[Tensor | None]:
     return [mask if mask is not None and bool(mask.any()) else None for mask in masks]
 
 
-def score_sources(scores: Tensor, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+def score_sources(
+    scores: Tensor, outputs: Sequence[Tensor], tokens_first: bool = False
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """As `sources`, of the queries and of the keys behind scores (..., queries, keys): what the score of the last query
-    with the first key depends on at the last token is a query, at the first token a key."""
+    with the first key depends on at the last token is a query, at the first token a key. Linears may get more tokens than an
+    attention has queries (ProphetNet's futures stand behind them).
+
+    Args:
+        tokens_first: the outputs are (tokens, rows, features).
+    """
     # The last query is causally allowed to see the first key, in decoders as in encoders.
     entry = scores[..., -1, 0]
     weights = torch.randn(entry.shape, generator=torch.Generator().manual_seed(1)).to(entry)
@@ -242,10 +251,28 @@ def score_sources(scores: Tensor, outputs: Sequence[Tensor]) -> tuple[list[Tenso
     keys: list[Tensor | None] = []
     for y in outputs:
         gradient = by_output.get(id(y))
-        for end, masks in ((-1, queries), (0, keys)):
+        gradient = gradient.transpose(0, 1) if gradient is not None and tokens_first else gradient
+        last = scores.shape[-2] - 1 if gradient is not None and gradient.shape[1] % scores.shape[-2] == 0 else -1
+        for end, masks in ((last, queries), (0, keys)):
             mask = None if gradient is None else gradient.flatten(2)[:, end].abs().amax(0) > 0
             masks.append(mask if mask is not None and bool(mask.any()) else None)
     return queries, keys
+
+
+def multiplied(scores: Tensor, query: Tensor, key: Tensor) -> bool:
+    """Whether a score multiplies what one linear gives with what another gives. What is added to scores beside their product (a
+    bias by distance that depends on the query, as ProphetNet has it) does not."""
+    entry = scores[..., -1, 0]
+    try:
+        (gradient,) = torch.autograd.grad(entry.sum(), query, create_graph=True)
+        (mixed,) = torch.autograd.grad(gradient.square().sum(), key, retain_graph=True, allow_unused=True)
+    except RuntimeError:  # a gradient that depends on nothing more, or code that has no second one
+        return False
+    return mixed is not None and bool(mixed.any())
+
+
+class NothingSeen(Exception):
+    """A pass in which no token moves what is given for another."""
 
 
 @torch.no_grad()
@@ -255,17 +282,48 @@ def looks_ahead(model: nn.Module) -> bool:
     inputs = sample_inputs(model, "decoder")
     ids = inputs["input_ids"]
     other = ids.clone()
-    low, high = int(ids.min()), int(ids.max())
-    # Another token at the last place, half the range away and never the same one.
-    other[:, -1] = low + (ids[:, -1] - low + 1 + (high - low) // 2) % (high - low + 1)
+    other[:, -1] = _another(ids, -1)
     first = ids.clone()
-    first[:, 0] = low + (ids[:, 0] - low + 1 + (high - low) // 2) % (high - low + 1)
+    first[:, 0] = _another(ids, 0)
     a, b, c = (_first_output(model(input_ids=given)) for given in (ids, other, first))
     least = 1e-4 * a.abs().max()  # rounding moves them by 1e-6 of their size, attention by far more
     looks = bool((a[:, :-1] - b[:, :-1]).abs().max() > least)
     if not looks and not bool((a[:, 1:] - c[:, 1:]).abs().max() > least):
-        raise ValueError("no token sees another, so its attention must need a kernel that is not here")
+        raise NothingSeen("no token sees another, so its attention must need a kernel that is not here")
     return looks
+
+
+def _another(ids: Tensor, place: int) -> Tensor:
+    """A token for each row at that place, half the range away and never the same one."""
+    low, high = int(ids.min()), int(ids.max())
+    return low + (ids[:, place] - low + 1 + (high - low) // 2) % (high - low + 1)
+
+
+@torch.no_grad()
+def masks_without_cache(model: Any, inputs: dict[str, Tensor]) -> bool | None:
+    """Whether the decoder of an encoder-decoder hides later tokens from earlier ones only in passes that keep nothing; None where
+    it never does."""
+    ids = inputs["decoder_input_ids"]
+
+    def leaks(**more: bool) -> bool:
+        plain = _first_output(model(**inputs, **more))
+        for start in (1, ids.shape[1] - 1):  # ProphetNet mixes up its tokens, so that the first place sees the next few
+            others = ids.clone()
+            for place in range(start, ids.shape[1]):
+                others[:, place] = _another(ids, place)
+            moved = _first_output(model(**{**inputs, "decoder_input_ids": others}, **more)) - plain
+            if bool(moved[:, :start].abs().max() > 1e-4 * plain.abs().max()):
+                return True
+        return False
+
+    if not takes(model, "use_cache"):
+        return None if leaks() else False
+    return None if leaks(use_cache=False) else leaks(use_cache=True)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _first_output(output: Any) -> Tensor:
@@ -284,12 +342,13 @@ def embeddings_suffice(model: Any, inputs: dict[str, Tensor], embedding: str, id
     """
     given = dict(inputs)
     expected = _first_output(model(**given))
-    embedded = model.get_submodule(embedding)(given.pop(ids))
+    embedded = states_of(model.get_submodule(embedding)(given.pop(ids)))
     try:
         result = _first_output(model(**given, **{ids.replace("input_ids", "inputs_embeds"): embedded}))
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"it does not run on embeddings in the place of token ids ({first[:120]})"
+        # what is asked of a None is the ids that are not there
+        why = "its code reads the ids" if "NoneType" in str(error) else first_line(error)
+        return f"it does not run on embeddings in the place of token ids ({why})"
     moved = float((result - expected).abs().max())
     # Rounding moves the last digits; what is read beside the embeddings moves the first ones.
     if result.shape != expected.shape or moved > 1e-4 * float(expected.abs().max()):
@@ -315,8 +374,7 @@ def takes_more_places(model: nn.Module, inputs: dict[str, Tensor], entrance: str
     try:
         model(**inputs)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"its layers take the places of an image's patches alone ({first[:100]})"
+        return f"its layers take the places of an image's patches alone ({first_line(error)})"
     finally:
         handle.remove()
     return None
@@ -326,10 +384,10 @@ def negated(model: nn.Module, inputs: dict[str, Tensor], name: str, features: sl
     """What enters the module `at` when the outputs (some `features` of them) of the module `name` have the other sign."""
     entered: list[Tensor] = []
 
-    def flip(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        sign = torch.ones(output.shape[-1])
+    def flip(module: nn.Module, args: Any, output: Any) -> Any:
+        sign = torch.ones(states_of(output).shape[-1])
         sign[features if features is not None else slice(None)] = -1
-        return output * sign
+        return with_states(output, states_of(output) * sign)
 
     def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         entered.append(args[0].detach())
@@ -345,6 +403,13 @@ def negated(model: nn.Module, inputs: dict[str, Tensor], name: str, features: sl
         for handle in handles:
             handle.remove()
     return entered[0] if entered else None
+
+
+@torch.no_grad()
+def changes_by_itself(model: Any, inputs: dict[str, Tensor], seen: Trace) -> float:
+    """By what share of their size results differ in a second pass over the same inputs."""
+    first = _first_output(seen.output)
+    return float((_first_output(model(**inputs)) - first).abs().max() / first.abs().max().clamp_min(1e-6))
 
 
 @torch.no_grad()
@@ -399,7 +464,7 @@ def padding_before_matters(model: Any, inputs: dict[str, Tensor]) -> bool:
 def writes_from_embeddings(model: Any, inputs: dict[str, Tensor]) -> bool:
     """Whether `generate` takes embeddings in the place of a prompt's token ids."""
     try:
-        _written(model, inputs_embeds=model.get_input_embeddings()(inputs["input_ids"]))
+        _written(model, inputs_embeds=states_of(model.get_input_embeddings()(inputs["input_ids"])))
     except Exception as error:
         return "inputs_embeds" not in str(error)  # anything else fails with token ids as well
     return True
@@ -407,13 +472,28 @@ def writes_from_embeddings(model: Any, inputs: dict[str, Tensor]) -> bool:
 
 def _written(model: Any, **prompt: Tensor) -> Tensor:
     """Logits (3, vocabulary) of three tokens that a decoder writes after a prompt."""
+    return torch.cat(list(_generated(model, **prompt).logits))
+
+
+def _generated(model: Any, **prompt: Tensor) -> Any:
+    """What `generate` gives for three greedy tokens, with their logits; no mark ends them."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(do_sample=False, num_beams=1)  # a miniature, which is thrown away
-    written = model.generate(
-        **prompt, max_new_tokens=3, pad_token_id=0, return_dict_in_generate=True, output_logits=True
-    )
-    return torch.cat(list(written.logits))
+    return model.generate(**prompt, max_new_tokens=3, pad_token_id=0, return_dict_in_generate=True, output_logits=True)
+
+
+@torch.no_grad()
+def generates(model: Any, inputs: dict[str, Tensor]) -> bool:
+    """Whether the logits by which `generate` chooses three tokens are those of passes over the whole text so far."""
+    ids = inputs["input_ids"][:1]
+    try:
+        written = _generated(model, input_ids=ids, attention_mask=torch.ones_like(ids))
+        chosen = torch.cat(list(written.logits))  # (3, vocabulary)
+        whole = _first_output(model(input_ids=written.sequences[:, :-1]))[0, -len(chosen) :]
+    except Exception:  # nothing can be kept, or the class has no `generate`
+        return False
+    return bool((chosen - whole).abs().max() <= 1e-3 * whole.abs().max())  # rounding stays below 1e-5
 
 
 def trainable_through(model: Any, seen: Trace, inputs: dict[str, Tensor]) -> str | None:
@@ -421,14 +501,15 @@ def trainable_through(model: Any, seen: Trace, inputs: dict[str, Tensor]) -> str
     outputs = [seen.output]
     if takes(model, "use_cache"):
         # As its configuration has it: some write over what they keep for the next token (RWKV).
-        with torch.enable_grad():
+        with torch.enable_grad(), suppress(Exception):  # some cannot keep anything (layers of linear attention alone)
             outputs.append(model(**inputs, use_cache=True))
     try:
         for output in outputs:
             # retain_graph: roles are read from the same pass afterwards.
             _first_output(output).float().sum().backward(retain_graph=True)
-    except RuntimeError as error:
+    except Exception as error:
         if "inplace operation" in str(error):
             return "its code writes over its own states, so no gradient flows back through it here"
-        raise
+        # Reformer computes its layers again on the way back, in training mode alone and on texts of one length
+        return f"no gradient flows back through its code in evaluation mode, in which training runs here ({first_line(error)})"
     return None

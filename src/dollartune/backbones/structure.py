@@ -11,6 +11,7 @@ by its own name (`other.laurel_linear_left`, `mixer.in_proj`), so that a selecti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,15 +26,19 @@ from dollartune.backbones.anatomy import (
     Part,
     RolePath,
     Stack,
+    model_width,
     weight_shape,
 )
 from dollartune.backbones.layer_roles import ProbedLayer, roles_of, scaled_roles
-from dollartune.backbones.miniature import miniatures, sample_inputs
+from dollartune.backbones.miniature import ANSWER_TOKENS, ROWS, TOKENS, miniatures, sample_inputs
 from dollartune.backbones.probing import (
     Call,
     Meeting,
     Trace,
+    changes_by_itself,
     embeddings_suffice,
+    generates,
+    masks_without_cache,
     padding_before_matters,
     padding_matters,
     sources,
@@ -42,7 +47,7 @@ from dollartune.backbones.probing import (
     trainable_through,
     writes_from_embeddings,
 )
-from dollartune.backbones.token_table import token_table
+from dollartune.backbones.token_table import output_head, token_table
 from dollartune.errors import UserError
 
 _HEADS = ("lm_head", "classifier", "score", "classification_head", "embed_out", "head", "cls", "logits_proj")
@@ -76,11 +81,12 @@ _PADDING = 1e-3
 
 
 def _check_head(model: Any, seen: Trace) -> None:
-    """Refuses heads for text that read something else than states of tokens (ProphetNet's several futures)."""
-    head = model.get_output_embeddings()
+    """Refuses heads for text that read something else than states of tokens, or of several futures of each (ProphetNet)."""
+    head = output_head(model)
     for call in seen.calls():
-        if head is not None and model.get_submodule(call.name) is head and call.x is not None and call.x.dim() != 3:
-            raise UserError(f"its head reads {call.x.dim()} dimensions, not (rows, tokens, width)")
+        dimensions = 3 if call.x is None else call.x.dim()
+        if head is not None and model.get_submodule(call.name) is head and dimensions not in (3, 4):
+            raise UserError(f"its head reads {dimensions} dimensions, not (rows, tokens, width)")
 
 
 class _MissingShape(Exception):
@@ -105,12 +111,19 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
             f"what {model.config.model_type} gives for a row depends on the padding beside it (by {share:.1%} of its size on a "
             "small copy): with batches of one row it is the row's own"
         )
-    base = next((call.output for call in seen.calls() if call.name == _base_name(small)), None)
+    if (share := changes_by_itself(small, inputs, seen)) > _PADDING:
+        notes.append(
+            f"what {model.config.model_type} gives for a row differs from pass to pass (by {share:.1%} of its size on a "
+            "small copy): its code draws random numbers"
+        )
+    base = next((call.output for call in seen.calls() if call.name == base_name), None)
+    latents = False
     if (
         "input_ids" in inputs
         and kind == "encoder"
         and base is not None
         and base.shape[1:2] != inputs["input_ids"].shape[1:]
+        and not (latents := _are_latents(small, inputs))
     ):
         notes.append(
             f"the last states of {model.config.model_type} are fewer than its tokens, so a mean over them depends on the padding "
@@ -129,7 +142,8 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
     interface = True
     idle: dict[str, None] = {}  # roles, in order
     picking: dict[str, None] = {}  # paths in a layer
-    chooses = False
+    chooses = tokens_first = False
+    width = 0
     called = {call.name for call in seen.calls()}
     left_out: list[str] = []
     for stack_name, lists in groups.items():
@@ -145,6 +159,8 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
                     and (layer := _layer_of(small, seen, name, inputs, encoder_length)) is not None
                 ):
                     by_shape[shape] = roles_of(layer)
+                    tokens_first |= layer.tokens_first
+                    width = layer.width if layer.by_tokens else width
                     unread = _idle(layer, seen) if "training" not in refusals else []
                     idle |= dict.fromkeys(unread)
                     chooses |= _chooses_tokens(layer, unread)
@@ -207,12 +223,20 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
             if interface
             else "its attention is code of its own, which takes no keys and values from elsewhere"
         )
-    writes = kind == "decoder" and small.get_output_embeddings() is not None
+    writes = kind == "decoder" and output_head(small) is not None
+    goes_on = not writes or generates(small, inputs)
+    answers = "decoder_input_ids" in inputs and output_head(small) is not None
+    masks = masks_without_cache(small, inputs) if answers else False
+    if masks is None:
+        refusals |= dict.fromkeys(("training", "answers"), "its decoder sees the tokens that it is to foretell")
     return Family(
         (str(model.config.model_type),), kind, stacks, embeddings, _heads(small, seen, base_name), interface,
         guessed=True, base=base_name, notes=tuple(notes), refusals=refusals,
-        counts_padding=writes and padding_before_matters(small, inputs),
+        counts_padding=writes and goes_on and padding_before_matters(small, inputs),
         writes_from_embeddings=not writes or writes_from_embeddings(small, inputs),
+        generates=goes_on, tokens_first=tokens_first, latents=latents, masks_without_cache=bool(masks),
+        hidden_size=_width_name(small.config, width),
+        streams=_streams(small.config, base) if kind in ("encoder", "decoder") else 1,
         keeps_states=kind != "vision" and (chooses or _keeps_states(small, groups)),
     )  # fmt: skip
 
@@ -223,6 +247,38 @@ def _without_cores(
     return tuple(
         (name, {role: path for role, path in roles.items() if not isinstance(path, Core)}) for name, roles in layers
     )
+
+
+@torch.no_grad()
+def _are_latents(small: Any, inputs: dict[str, Tensor]) -> bool:
+    """Whether the base model gives as many last states for a shorter text."""
+    places: list[int] = []
+    handle = small.base_model.register_forward_hook(
+        lambda module, args, output: places.append(getattr(output, "last_hidden_state", output[0]).shape[1])
+    )
+    try:
+        for length in (TOKENS, ANSWER_TOKENS):
+            small(**{name: value[:, :length] for name, value in inputs.items()})
+    finally:
+        handle.remove()
+    return places[0] == places[1]
+
+
+def _streams(config: Any, base: Tensor | None) -> int:
+    """How many times as wide as a model's states its last ones are."""
+    width = model_width(config)
+    if base is None or base.dim() != 3 or not width or base.shape[-1] % width:
+        return 1
+    return max(1, base.shape[-1] // width)
+
+
+def _width_name(config: Any, width: int) -> str:
+    """The setting that holds the width of the layers' states, where the usual names hold another (Perceiver's latents)."""
+    usual = Family.hidden_size
+    if not width or model_width(config, usual) == width:
+        return usual
+    widths = (name for name in vars(config) if re.search("latent|hidden|width|dim|embed", name))
+    return next((name for name in widths if getattr(config, name) == width), usual)
 
 
 def _finds_last_by_ids(model: nn.Module) -> bool:
@@ -319,12 +375,12 @@ def _is_list_of_layers(module: nn.Module, name: str, called: Mapping[str, int]) 
 def _layer_of(
     model: nn.Module, seen: Trace, name: str, inputs: dict[str, Tensor], encoder_length: int | None
 ) -> ProbedLayer | None:
-    """A layer of the miniature with what happened in its first call; None where the pass left it out."""
-    start = next((i for i, e in enumerate(seen.events) if isinstance(e, Call) and e.name == name), None)
-    if start is None:
+    """A layer of the miniature with what happened in a call of it; None where the pass left it out."""
+    calls = [(i, event) for i, event in enumerate(seen.events) if isinstance(event, Call) and event.name == name]
+    if not calls:
         return None
-    call = seen.events[start]
-    assert isinstance(call, Call)
+    # The first one through which gradients flow: of layers that run again and again, HRM trains the last rounds alone.
+    start, call = next((item for item in calls if (y := item[1].output) is not None and y.requires_grad), calls[0])
     inside: list[Call | Meeting] = []
     for event in seen.events[start + 1 :]:
         if isinstance(event, Call):
@@ -336,7 +392,8 @@ def _layer_of(
     width = call.output.shape[-1] if call.output is not None else 0
     by_tokens = call.output is not None and call.x is not None and call.output.dim() == 3 == call.x.dim()
     places = call.x.numel() // call.x.shape[-1] if call.x is not None else 0
-    return ProbedLayer(name, model, inputs, inside, width, encoder_length, by_tokens, places)
+    tokens_first = call.x is not None and call.x.shape[:-1] in ((TOKENS, ROWS), (ANSWER_TOKENS, ROWS))
+    return ProbedLayer(name, model, inputs, inside, width, encoder_length, by_tokens, places, tokens_first)
 
 
 def _idle(layer: ProbedLayer, seen: Trace) -> list[str]:
@@ -427,7 +484,7 @@ def _final_norm(model: nn.Module, seen: Trace, lists: Sequence[str], prefix: str
 
 def _heads(model: Any, seen: Trace, base: str) -> tuple[str, ...]:
     """Names of the head, likeliest first."""
-    output = model.get_output_embeddings()
+    output = output_head(model)
     if output is not None:
         return (next(name for name, module in model.named_modules() if module is output),)
     outside = [
@@ -437,4 +494,13 @@ def _heads(model: Any, seen: Trace, base: str) -> tuple[str, ...]:
         dict.fromkeys(name.split(".")[0] for name in outside if list(model.get_submodule(name).parameters()))
     )
     usual = [name for name in reversed(children) if name in _HEADS]  # what is called last gives the classes
-    return tuple(usual or children[-1:]) or _HEADS[:1]
+    if children:
+        return tuple(usual or children[-1:])
+    # inside the base model (Perceiver's): the linear that gives the scores, whatever shape they have there
+    scores = seen.output[0].flatten()
+    giving = [call.name for call in seen.calls() if call.linear and _equal(call.output, scores)]
+    return tuple(giving[-1:]) or _HEADS[:1]
+
+
+def _equal(output: Tensor | None, scores: Tensor) -> bool:
+    return output is not None and output.numel() == scores.numel() and bool(torch.equal(output.flatten(), scores))

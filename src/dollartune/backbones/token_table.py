@@ -1,4 +1,4 @@
-"""The table of a model's token embeddings, and how many tokens there are."""
+"""The two ends of a model that know its vocabulary: the table of token embeddings, and the head that gives logits."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ def vocabulary_size(model: Any) -> int:
     if table is None:
         return int(getattr(model.config, "vocab_size", None) or _CHARACTERS)
     return int(getattr(table, "num_embeddings", 0) or table.weight.shape[0])
+
+
+def output_head(model: Any) -> nn.Module | None:
+    """The module that makes logits of the vocabulary from states; None where a model has none."""
+    getter = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = None if getter is None else getter()
+    if not isinstance(head, nn.Embedding):
+        return head
+    # FSMT names a table there; what multiplies states with its weights, or with others of that shape, is a linear of its own
+    shape = head.weight.shape
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and (m.out_features, m.in_features) == shape]
+    return linears[-1] if linears else None

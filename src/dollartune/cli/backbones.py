@@ -122,7 +122,9 @@ def show(
         for role in anatomy.roles() if (sites := anatomy.at(role))
     ]  # fmt: skip
     notes = [*source_notes(name), *filter(None, [outer_note(config)]), *anatomy.notes]
-    notes += [f"no {kind} modules that methods can change: {why}" for kind, why in family.refusals.items()]
+    whole = {"training": "it cannot be trained", "answers": "it cannot score answers of several tokens"}
+    for kind, why in family.refusals.items():
+        notes.append(f"{whole.get(kind, f'no {kind} modules that methods can change')}: {why}")
     facts = {
         "name": name, "kind": anatomy.kind, "class": type(model).__name__, "layers": dict(anatomy.layer_counts),
         "read from": "its structure" if family.guessed else "a role map", "parameters": anatomy.at("model")[0].parameters,

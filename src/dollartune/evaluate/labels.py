@@ -21,6 +21,7 @@ from dollartune.attachment.exact_head import exact_head
 from dollartune.attachment.fast.kernels import fast_kernels
 from dollartune.attachment.fsdp import without_gradients
 from dollartune.backbones.forward_inputs import takes
+from dollartune.errors import UserError
 from dollartune.evaluate.shared_prompts import Group, can_share, groups, may_go_on, read_beginning, read_rest
 from dollartune.train.batching import Batch, Collator
 from dollartune.train.micro_batch import evaluation_batches
@@ -60,6 +61,11 @@ def label_log_probabilities(
         tuned.virtual or tuned.prefixes
     )  # these have masks and positions of their own
     single = all(len(answer) == 1 for answer in answers)
+    if not single and (why := backbone.anatomy.family.refusals.get("answers")):
+        raise UserError(
+            f"{backbone.anatomy.family.model_types[0]} cannot score answers of several tokens: {why}.",
+            hint="Give label words of one token each, or set objective: classification.",
+        )
     once = single or (shared and not own_places and may_go_on(backbone))
     prompt_groups = [Group(tuple(range(len(encoded))), 0)]
     if shared and can_share(backbone, tuned):

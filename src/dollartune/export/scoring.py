@@ -10,7 +10,7 @@ from torch import Tensor
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.marks import special_ids
 from dollartune.backbones.miniature import image_shape
-from dollartune.backbones.token_table import vocabulary_size
+from dollartune.backbones.token_table import output_head, vocabulary_size
 from dollartune.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def sample_inputs(backbone: Backbone, rows: int = 3, tokens: int = 9, seed: int 
     ids[mask == 0] = config.pad_token_id or 0
     inputs = {"input_ids": ids, "attention_mask": mask}
     if backbone.kind == "encoder_decoder" and backbone.objective == "language":
-        inputs["decoder_input_ids"] = torch.randint(5, vocabulary, (rows, 4), generator=generator)
+        # FSMT writes another vocabulary than it reads
+        written = getattr(output_head(backbone.model), "out_features", vocabulary)
+        inputs["decoder_input_ids"] = torch.randint(5, min(vocabulary, written), (rows, 4), generator=generator)
     elif backbone.kind == "encoder_decoder":  # BART's classifier reads where the end mark is
         ends = config.eos_token_id
         ids[torch.arange(rows), mask.sum(-1) - 1] = ends[0] if isinstance(ends, list) else ends

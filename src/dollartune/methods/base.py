@@ -272,9 +272,13 @@ class Method(Generic[ConfigT]):
 
     def check(self, anatomy: Anatomy) -> None:
         """Raises a UserError that says why, if the method has no meaning on this kind of backbone."""
-        # First what the family refuses altogether: no other method would help.
-        if self.capabilities.trains and (why := anatomy.family.refusals.get("training")):
-            raise UserError(f"{self.name}: {anatomy.family.model_types[0]} cannot be trained: {why}.")
+        # First what the family refuses altogether. What stands behind the last states alone needs no gradient of the backbone's.
+        inside = self.capabilities.trains and not set(self.kinds) <= {"head"}
+        if inside and (why := anatomy.family.refusals.get("training")):
+            raise UserError(
+                f"{self.name}: {anatomy.family.model_types[0]} cannot be trained: {why}.",
+                hint="What reads its last states works (head, linear_probe), and what trains nothing (zero_shot, few_shot).",
+            )
         if anatomy.kind not in self.backbone_kinds:
             raise UserError(
                 f"method {self.name!r} has no meaning on {anatomy.kind} backbones; it works on {', '.join(self.backbone_kinds)}."

@@ -88,6 +88,8 @@ def middle_layer(anatomy: Anatomy) -> str | None:
 
 def state_width(head: Site, anatomy: Anatomy) -> int:
     """d of the states that are pooled, by what a backbone's own head reads; DINOv2's reads two parts, one after the other."""
+    if anatomy.family.streams > 1:
+        return anatomy.d_model * anatomy.family.streams
     return anatomy.d_model if head.in_features == 2 * anatomy.d_model else head.in_features
 
 

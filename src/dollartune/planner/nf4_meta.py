@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.backbones.token_table import output_head
+
 BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """NF4 with double quantization (Dettmers et al., 2023): 4 bits, one 8-bit scale for 64 weights, one fp32 for 256 scales."""
 
@@ -65,7 +67,7 @@ def _no_bytes(weight: Tensor) -> Tensor:
 
 def pack_linears(model: nn.Module) -> None:
     """Replaces every linear but the output head, as bitsandbytes does."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = output_head(model)
     skipped = {"lm_head", "classifier", "score", "classification_head"}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and module is not head and name.split(".")[0] not in skipped:

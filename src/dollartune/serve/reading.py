@@ -21,6 +21,7 @@ from dollartune.attachment.fast.last_layer_rows import only_read_rows
 from dollartune.attachment.inputs import prepare_inputs, tell_edits
 from dollartune.backbones.forward_inputs import takes
 from dollartune.backbones.kind import has_window
+from dollartune.backbones.token_table import output_head
 from dollartune.serve.beginnings import reads_each_token
 from dollartune.serve.cache import Past, joined, rows_past
 from dollartune.train.encoding import Encoded, collate_prompts
@@ -62,10 +63,12 @@ def run_pass(
 
     def last_place(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # Logits of every place would be the largest tensor of the pass, and those of one are read.
-        return args if everywhere else (args[0][:, -1:], *args[1:])
+        return args if everywhere else (args[0][..., -1:, :], *args[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(last_place)
-    caching = {"use_cache": True} if takes(model, "use_cache") else {}
+    head = output_head(model)
+    assert head is not None  # it writes text
+    handle = head.register_forward_pre_hook(last_place)
+    caching = {"use_cache": attached.anatomy.family.generates} if takes(model, "use_cache") else {}
     try:
         with attached.under(state), attached.exclusive_values(), _last_layer_there(attached, prepared, everywhere):
             output = model(**prepared, **caching)

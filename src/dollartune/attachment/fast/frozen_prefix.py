@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dollartune.attachment.fast.frozen_layers import LayerCounts, decoder_is_fed
 from dollartune.attachment.fast.unused_outputs import needed_inputs
 from dollartune.backbones.device_map import home_device
+from dollartune.backbones.token_table import output_head
 
 if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
@@ -66,7 +67,7 @@ def run_frozen_prefix(attached: RoutedModel, counts: LayerCounts, inputs: dict[s
     handles = []
     # only its number of extra outputs is asked for, so the smallest tensor will do
     probe = torch.zeros(1, 1, 1, device=home_device(model))
-    head = model.get_output_embeddings() if model.base_model is model else None
+    head = output_head(model) if model.base_model is model else None
     try:
         with ExitStack() as stand_ins:
             for stack, count in counts.items():

@@ -24,9 +24,8 @@ def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str,
     # with a cache, the mask says where rows begin; it hides something then
     if "past_key_values" in inputs:
         return inputs
-    if takes(attached.model, "use_cache"):
-        # a cache of keys and values that nobody reads would hold every layer's until the pass ends
-        inputs.setdefault("use_cache", False)  # setdefault: scoring of labels asks for one and goes on from it
+    # a cache of keys and values that nobody reads would hold every layer's until the pass ends
+    inputs = keeping_nothing(attached, inputs)
     mask = inputs.get("attention_mask")
     # families with attention code of their own (BLOOM) build ALiBi or windows from the mask
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface
@@ -35,3 +34,8 @@ def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str,
         if layout.right_padded if layout is not None else right_padded(mask):
             del inputs["attention_mask"]
     return inputs
+
+
+def keeping_nothing(attached: RoutedModel, inputs: dict[str, object]) -> dict[str, object]:
+    """Keyword arguments for a pass from which nobody goes on; scoring of labels asks for a cache, and gets it."""
+    return {"use_cache": False, **inputs} if takes(attached.model, "use_cache") else inputs
