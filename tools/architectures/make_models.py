@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch import nn
 
 VOCABULARY = 512
 MARKS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -24,6 +25,8 @@ WIDTH: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden
 MIXED = ["sliding_attention", "full_attention"]
 
 
+BOTH_WAYS = ("XLNetConfig", "CpmAntConfig")
+"""Encoders, though their class for language is called causal: in CPM-Ant's every token sees every other."""
 Kind = Literal["decoder", "encoder", "encoder_decoder", "vision"]
 
 
@@ -35,21 +38,28 @@ class Recipe:
     """Configuration class of transformers."""
     settings: dict[str, Any]
     auto: str = "AutoModelForCausalLM"
+    drawn: tuple[str, ...] = ()
+    """Tensors that the family begins with zeros, through which nothing flows, and that are drawn at random here."""
 
     @property
     def kind(self) -> Kind:
         """What it is, known from its papers and not from its classes."""
         kinds: dict[str, Kind] = {
             "AutoModelForMaskedLM": "encoder",
+            "AutoModelForSequenceClassification": "encoder",
             "AutoModelForSeq2SeqLM": "encoder_decoder",
             "AutoModelForImageClassification": "vision",
         }
-        both_ways = self.config == "XLNetConfig" or self.settings.get("use_bidirectional_attention")
+        both_ways = self.config in BOTH_WAYS or self.settings.get("use_bidirectional_attention")
         return "encoder" if both_ways else kinds.get(self.auto, "decoder")
 
     def model(self) -> Any:
         config = getattr(transformers, self.config)(**self.settings)
-        return getattr(transformers, self.auto).from_config(config)
+        model = getattr(transformers, self.auto).from_config(config)
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2] in self.drawn:
+                nn.init.normal_(parameter)
+        return model
 
 
 def decoder(config: str, *without: str, **more: Any) -> Recipe:
@@ -116,6 +126,15 @@ MAMBA = {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chun
 LATENT = {"kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
 EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1, "n_group": 1,
            "topk_group": 1}  # fmt: skip
+
+XLM = {"vocab_size": VOCABULARY, "emb_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 256, "init_std": 0.15,
+       "embed_init_std": 0.15, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+REFORMER = {
+    "vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 2, "hidden_size": 32, "attention_head_size": 8,
+    "num_attention_heads": 4, "feed_forward_size": 64, "attn_layers": ["local", "lsh"], "axial_pos_shape": [16, 16],
+    "axial_pos_embds_dim": [8, 24], "max_position_embeddings": 256, "local_attn_chunk_length": 8,
+    "lsh_attn_chunk_length": 8, "num_buckets": 4, "hash_seed": 0, "initializer_range": 0.15,
+}  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
     # decoders with a file of their own in backbones/families
@@ -475,6 +494,54 @@ RECIPES: dict[str, Recipe] = {
         {"text_config": {"model_type": "llama", **MARKS, **WIDTH}, "vision_config": PICTURE},
         "AutoModelForImageTextToText",
     ),
+    # what had been refused or read wrongly for what their code does: tokens before rows and a vocabulary for each language,
+    # several futures, latents, linears of a class of their own, states in pairs, a mask behind the text, mixed keys, hashes
+    "fsmt": two_stacks("FSMTConfig", "vocab_size", src_vocab_size=VOCABULARY, tgt_vocab_size=400),
+    "prophetnet": Recipe(
+        "ProphetNetConfig",
+        {
+            **MARKS, "hidden_size": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_encoder_layers": 2,
+            "num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4,
+            "max_position_embeddings": 256, "init_std": 0.15, "decoder_start_token_id": 2,
+        },
+        "AutoModelForSeq2SeqLM",
+    ),
+    "perceiver": Recipe(
+        "PerceiverConfig",
+        {
+            "vocab_size": VOCABULARY, "num_latents": 8, "d_latents": 32, "d_model": 24, "num_self_attends_per_block": 2,
+            "num_self_attention_heads": 4, "num_cross_attention_heads": 4, "qk_channels": 16, "v_channels": 32,
+            "max_position_embeddings": 256, "initializer_range": 0.15,
+        },
+        "AutoModelForMaskedLM",
+    ),
+    "ibert": encoder("IBertConfig", pad_token_id=1),
+    "lilt": Recipe(
+        "LiltConfig",
+        {**WIDTH, "vocab_size": VOCABULARY, "hidden_size": 48, "channel_shrink_ratio": 2, "max_position_embeddings": 256,
+         "initializer_range": 0.15},
+        "AutoModelForSequenceClassification",
+    ),
+    "xlm": Recipe("XLMConfig", XLM, "AutoModelForMaskedLM"),
+    "xlm_decoder": Recipe("XLMConfig", {**XLM, "causal": True}),
+    "cpmant": Recipe(
+        "CpmAntConfig",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64,
+            "num_hidden_layers": 2, "prompt_length": 4, "prompt_types": 4, "segment_types": 4, "init_std": 0.15,
+        },
+    ),
+    "zaya": Recipe(
+        "ZayaConfig",
+        {
+            **MARKS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 256, "initializer_range": 0.15, "head_dim": 8, "num_experts": 4,
+            "num_experts_per_tok": 1, "moe_intermediate_size": 16, "router_hidden_size": 16,
+        },
+        drawn=("temp",),
+    ),
+    "reformer": Recipe("ReformerConfig", REFORMER, "AutoModelForMaskedLM"),
+    "mra": encoder("MraConfig", pad_token_id=1),
 }  # fmt: skip
 
 

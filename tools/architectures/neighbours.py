@@ -82,7 +82,8 @@ def whole_pass(backbone: Backbone, prompt: tuple[int, ...], answer: tuple[int, .
     if backbone.kind == "encoder_decoder":
         given = torch.tensor([[decoder_start(model), *answer[:-1]]])
         ids = torch.tensor([prompt])
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=given).logits[0]
+        mask = torch.ones_like(ids)
+        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=given, use_cache=False).logits[0]
     else:
         ids = torch.tensor([[*prompt, *answer[:-1]]])
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, len(prompt) - 1 :]

@@ -47,6 +47,7 @@ from dollartune.attachment.attached import Attached
 from dollartune.attachment.merging import merge
 from dollartune.backbones.anatomy import weight_shape
 from dollartune.backbones.marks import decoder_start
+from dollartune.backbones.module_outputs import states_of
 from dollartune.errors import UserError
 from dollartune.evaluate.labels import class_log_probabilities
 from dollartune.export.peft_format import write_peft
@@ -157,7 +158,7 @@ class Sweep:
             other[0, -1] = (other[0, -1] + 7) % 490 + 5
             base = self.model.base_model
             with torch.no_grad():
-                a, b = base(input_ids=ids)[0], base(input_ids=other)[0]
+                a, b = (base(**{base.main_input_name: given})[0] for given in (ids, other))
             moved = float((a[:, :-1] - b[:, :-1]).abs().max())
             assert (moved > 1e-4) == (self.kind == "encoder"), (
                 f"read as {self.kind}; a later token moves states by {moved:.2g}"
@@ -169,7 +170,7 @@ class Sweep:
             return "nothing offered"
         site = self.anatomy.at("input")[0]
         given = dict(self.inputs)
-        embedded = self.model.get_submodule(site.exit)(given.pop("input_ids"))
+        embedded = states_of(self.model.get_submodule(site.exit)(given.pop("input_ids")))
         with torch.no_grad():
             plain = self.model(**self.inputs).logits
             by_embeddings = self.model(inputs_embeds=embedded, **given).logits
@@ -399,7 +400,7 @@ def judge(folder: Path, only: tuple[str, ...] = (), batches: Sequence[int] = nei
     trainable = "training" not in loaded[0].anatomy.family.refusals
     for label in (only or METHODS) if trainable else ():
         sweep.check_method(label)
-    if not only and trainable:
+    if not only:
         report.run("head", lambda: head(folder))
         report.run("probe", lambda: probe(folder))
     if sweep.language and not only:
