@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from dollartune.errors import UserError
-from dollartune.files import drafted, write_atomically, write_json
+from dollartune.files import discard_folder, drafted, lock, write_atomically, write_json
 
 
 def test_a_write_that_breaks_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +96,42 @@ def test_a_draft_writes_over_nothing(tmp_path: Path) -> None:
 def test_json_has_no_number_that_is_none(tmp_path: Path) -> None:
     write_json(tmp_path / "file", {"auc": float("nan"), "inside": [{"loss": float("inf")}, (1.5, 2)]})
     assert json.loads((tmp_path / "file").read_bytes()) == {"auc": None, "inside": [{"loss": None}, [1.5, 2]]}
+
+
+def test_a_deletion_that_is_killed_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "adapter"
+
+    def filled() -> None:
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x")
+
+    def killed(path: Path, **_: Any) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    filled()
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            discard_folder(folder)
+    assert not folder.exists()
+    filled()
+    discard_folder(folder)
+    assert not list(tmp_path.iterdir()), "what the kill left, too"
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "ab") as first, open(tmp_path / "file", "ab") as second:
+        assert lock(first)
+        assert not lock(second)
+    with open(tmp_path / "file", "ab") as third:
+        assert lock(third)
+
+
+def test_a_file_system_without_locks_refuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with open(tmp_path / "file", "ab") as file:
+        assert lock(file)

@@ -10,9 +10,9 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dollartune.errors import UserError
 
@@ -53,6 +53,33 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def lock(file: IO[Any]) -> bool:
+    """Takes an open file for this process until it is closed; False where another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # a system without such locks
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without them: not to be taken for a process that runs
+        return True
+    return True
+
+
+def discard_folder(folder: Path) -> None:
+    """Deletes a folder that others look for by its name: a kill in between leaves none of that name, and not a half of one.
+
+    One that cannot be deleted stays, whole.
+    """
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)  # of a kill before
+    with suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def replace_folder(new: Path, target: Path) -> None:

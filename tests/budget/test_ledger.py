@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dollartune.budget import totals
 from dollartune.budget.deadline import BudgetSpent
-from dollartune.budget.journal import open_path
+from dollartune.budget.journal import Journal, held, open_path
 from dollartune.budget.ledger import CATEGORIES, Ledger, Share
 from dollartune.budget.totals import read_totals
 from dollartune.errors import UserError
@@ -397,3 +398,93 @@ def test_a_booking_belongs_to_who_paid_it(tmp_path: Path) -> None:
     with again.book("tune", trial="c", method="lora"):  # by a clock that stands still
         still = again.innermost()
     assert again.shares_of("c") == {still: 1}
+
+
+# A full disk
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Ledger, Clock, Path]:
+    path, clock = tmp_path / "ledger.jsonl", Clock()
+    return Ledger(path=path, clock=clock, heartbeat_seconds=0), clock, path
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_what_cannot_be_written_is_not_booked_twice(
+    kept: tuple[Ledger, Clock, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, clock, _ = kept
+    with ledger.book("other"):
+        with monkeypatch.context() as full:
+            with pytest.raises(OSError, match="No space"), ledger.book("tune"):  # noqa: PT012
+                clock.now += 5
+                full.setattr(Journal, "append", no_room)
+        clock.now += 1
+    assert ledger.totals().seconds == 6
+
+
+def test_a_heartbeat_without_room_ends_no_work(
+    kept: tuple[Ledger, Clock, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, clock, path = kept
+    with monkeypatch.context() as full:
+        full.setattr("dollartune.budget.journal.write_atomically", no_room)
+        with ledger.book("tune"):
+            clock.now += 5
+            ledger.heartbeat()
+    ledger.close()
+    assert read_totals(path).seconds == 5
+
+
+def test_an_end_without_room_keeps_the_last_heartbeat_and_no_lock(kept: tuple[Ledger, Clock, Path]) -> None:
+    ledger, clock, path = kept
+    booking = ledger.book("tune")
+    booking.__enter__()
+    clock.now += 5
+    ledger.heartbeat()
+    assert ledger._journal is not None
+    real, ledger._journal._file = ledger._journal._file, open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space"):
+        ledger.close()
+    real.close()
+    assert Ledger(path=path, heartbeat_seconds=0).totals().seconds == 5
+
+
+def test_an_account_that_cannot_be_read_is_not_kept_locked(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text("damaged\n")
+    with pytest.raises(UserError, match="line 1") as refused:
+        Ledger(path=path, heartbeat_seconds=0)
+    with held(path):  # while whoever was refused is still there
+        assert refused.value.hint is not None
+
+
+def test_who_reads_while_a_piece_ends_sees_it_once(
+    kept: tuple[Ledger, Clock, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, clock, path = kept
+    booking = ledger.book("tune")
+    booking.__enter__()
+    clock.now += 5
+    ledger.heartbeat()
+    read: list[str] = []
+
+    def ending(name: str) -> None:
+        real = getattr(totals, name)
+
+        def reading(path: Path) -> object:
+            found = real(path)
+            if not read:
+                booking.__exit__(None, None, None)
+            read.append(name)
+            return found
+
+        monkeypatch.setattr(totals, name, reading)
+
+    for name in ("read_lines", "read_open"):
+        ending(name)
+    assert read_totals(path).seconds == 5
+    ledger.close()

@@ -156,7 +156,7 @@ def test_an_average_of_two_runs(study_of: Any, method: str, monkeypatch: pytest.
     solved = first.trial.model_copy(update={"methods": ({"method": "linear_probe"},)})
     probe = SimpleNamespace(id="probe", status="tried", validation_score=1.0, trial=solved)
     monkeypatch.setattr(Store, "with_adapter", lambda store: [probe, first])
-    monkeypatch.setattr(adapters.shutil, "rmtree", lambda folder: pytest.fail("a better probe is no reason to lose it"))
+    monkeypatch.setattr(adapters, "discard_folder", lambda _: pytest.fail("a better probe is no reason to lose it"))
     keep_best(study.store, [])
     monkeypatch.undo()
     keep_best(study.store, [])

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from dollartune.errors import UserError
-from dollartune.files import write_atomically
+from dollartune.files import lock, write_atomically
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,46 @@ def settled(lines: Iterable[Line], running: Iterable[Piece]) -> tuple[list[Piece
     return [*pieces, *missing], failed, missing
 
 
+def read_settled(path: Path) -> list[Line]:
+    """A journal's lines, and what its process was at when it died, as the next one would write it down."""
+    running = read_open(path)  # first: what is settled between the two is in both, and counts once
+    lines = read_lines(path)
+    _, _, missing = settled(lines, running)
+    return [*lines, *(replace(piece, recovered=True) for piece in missing)]
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Writes a journal, whole. Of lines with one key (a copy's, one that was merged before) the first counts."""
+    by_key: dict[Any, Line] = {}
+    for line in lines:
+        by_key.setdefault((line.session, line.number) if isinstance(line, Piece) else line.booking, line)
+    write_atomically(path, b"".join(map(_encode, by_key.values())))
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing the journal at `path`, and so from running its study, whatever stands in it.
+
+    Raises:
+        UserError: another living process is writing it.
+    """
+    with _opened(path):
+        yield
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The file for appending, locked until it is closed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab")  # noqa: SIM115 - held open for the lock
+    if not lock(file):
+        file.close()
+        raise UserError(
+            f"another process is writing {path}: the same study is already running.",
+            "Wait for it, or stop it; the same command then resumes.",
+        )
+    return file
+
+
 class Journal:
     """The writing side; one process at a time.
 
@@ -135,12 +176,14 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - held open for the lock; closed by close()
         # Before anything is read or cut: another process may be writing that line right now.
-        self._lock()
+        self._file = _opened(path)
         self._cut_torn_line()
-        lines = read_lines(path)
+        try:
+            lines = read_lines(path)
+        except UserError:
+            self._file.close()  # whoever mends it does so from this process, too
+            raise
         pieces, self.failed, missing = settled(lines, read_open(path))
         # Without those that are appended below, marked as recovered.
         self.pieces = pieces[: len(pieces) - len(missing)]
@@ -150,20 +193,6 @@ class Journal:
             self.append(replace(piece, recovered=True))
             self.pieces.append(replace(piece, recovered=True))
         open_path(path).unlink(missing_ok=True)
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # a system without advisory locks: the study's own lock has to do
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise UserError(
-                f"another process is writing {self.path}: the same study is already running.",
-                "Wait for it, or stop it; the same command then resumes.",
-            ) from error
 
     def _cut_torn_line(self) -> None:
         content = self.path.read_bytes()
@@ -182,6 +211,9 @@ class Journal:
         write_atomically(open_path(self.path), b"".join(_encode(piece) for piece in running), durable=False)
 
     def close(self) -> None:
-        # Everything is settled, so nothing was running: a next process must find nothing to recover.
-        open_path(self.path).unlink(missing_ok=True)
-        self._file.close()
+        try:
+            self._file.flush()  # first: what finds no room on the disk stands in the other file still
+            # Everything is settled, so nothing was running: a next process must find nothing to recover.
+            open_path(self.path).unlink(missing_ok=True)
+        finally:
+            self._file.close()

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -254,10 +254,12 @@ class Ledger:
             # It waits on an event that was just set; five seconds are for a machine that swaps.
             self._thread.join(timeout=5)
         with self.lock:
-            self._settle()
-            if self._journal:
-                self._journal.close()
-                self._journal = None
+            try:
+                self._settle()
+            finally:  # a full disk keeps no lock
+                journal, self._journal = self._journal, None
+                if journal:
+                    journal.close()
 
     def __enter__(self) -> Self:
         return self
@@ -372,14 +374,15 @@ class Ledger:
 
     def _settle(self) -> None:
         """Gives the time since the last mark to the innermost booking, and moves the mark."""
-        now = self.clock()
+        now, mark, mark_wall = self.clock(), self._mark, self._mark_wall
+        # First: what cannot be written, as the disk is full, is not booked a second time.
+        self._mark, self._mark_wall = now, time.time()
         if self._stack:
             booking = self._stack[-1]
             # A clock that a test or a suspended machine sets back must not give time back.
-            elapsed = max(0.0, now - self._mark)
+            elapsed = max(0.0, now - mark)
             booking.seconds += elapsed
-            self._store(booking, elapsed, self._mark_wall)
-        self._mark, self._mark_wall = now, time.time()
+            self._store(booking, elapsed, mark_wall)
 
     def _cut(self, booking: Booking, seconds: float, started: float) -> list[Piece]:
         weight = sum(share.weight for share in booking.shares)  # without shares (`elsewhere`) there is no piece
@@ -433,7 +436,9 @@ class Ledger:
 
     def _beat(self) -> None:
         if self._journal:
-            self._journal.beat(self._running())
+            # What has ended is in the journal; for want of room a kill loses more of what runs, and no work ends for that.
+            with suppress(OSError):
+                self._journal.beat(self._running())
 
     def _start_heartbeat(self) -> None:
         if self._journal is None or self.heartbeat_seconds <= 0 or self._thread is not None:

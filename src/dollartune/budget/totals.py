@@ -68,7 +68,8 @@ def totals(pieces: Iterable[Piece], failed: Iterable[str] = ()) -> Totals:
 
 def read_totals(path: Path) -> Totals:
     """What a ledger file says, without taking part in the run that writes it (for `dollartune status`)."""
-    pieces, failed, _ = settled(read_lines(path), read_open(path))
+    running = read_open(path)  # first: what is settled between the two is in both, and counts once
+    pieces, failed, _ = settled(read_lines(path), running)
     return totals(pieces, failed)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dollartune.backbones.locate import from_anywhere
 from dollartune.export.directory import tokenizer_hash
+from dollartune.files import discard_folder
 from dollartune.methods.registry import method_class
 from dollartune.methods.stored_adapter import WEIGHTS, task_facts
 from dollartune.tasks.rows_seen import rows_seen
@@ -112,7 +112,7 @@ def keep_best(store: Store, trials: Collection[str], beside: Collection[str] = (
             kept |= set() if best is None else {best.id, best.trial.averaged_with}
         for record in records:
             if record.id not in kept and record.id not in beside:
-                shutil.rmtree(store.folder(record.id) / "adapter")
+                discard_folder(store.folder(record.id) / "adapter")
 
 
 def _solved(record: TrialRecord) -> bool:

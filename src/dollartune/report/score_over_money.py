@@ -48,7 +48,8 @@ class MoneyPoint:
 
 def score_over_money(store: Store, records: Sequence[TrialRecord]) -> list[MoneyPoint]:
     """A point per record, in the order in which they ended; a baseline without a validation score is left out."""
-    pieces, _, _ = settled(read_lines(store.ledger), read_open(store.ledger))
+    running = read_open(store.ledger)  # first: what is settled between the two is in both, and counts once
+    pieces, _, _ = settled(read_lines(store.ledger), running)
     board_of = {record.id: f"{record.trial.task}|{record.trial.scale or ''}" for record in records}
     parts = len(set(board_of.values())) or 1
     spent: dict[str, tuple[float, float]] = {}
