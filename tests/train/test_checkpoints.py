@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.engines.display import CohortWatcher, Display
 from dollartune.methods.registry import build_method
 from dollartune.tasks.base import Task
 from dollartune.train.checkpoints import Checkpoints
@@ -187,4 +190,53 @@ def test_pickle_is_not_among_the_files(backbone: Backbone, rows: list[Encoded], 
     attached, trial = one(backbone, rows)
     Checkpoints(tmp_path / "checkpoint").save([trial])
     assert {path.suffix for path in (tmp_path / "checkpoint").iterdir()} == {".json", ".safetensors"}
+    attached.detach()
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_a_damaged_checkpoint_costs_its_steps_and_not_the_trial(
+    backbone: Backbone, rows: list[Encoded], tmp_path: Path, suffix: str
+) -> None:
+    """As a power failure leaves it: renamed, and empty."""
+    attached, trial = one(backbone, rows)
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    trial.progress.step = 2
+    checkpoints.save([trial])
+    (tmp_path / "checkpoint" / f"{trial.name}.{suffix}").write_bytes(b"")
+    trial.progress.step = 0
+    assert not checkpoints.load([trial])
+    assert trial.progress.step == 0
+    checkpoints.save([trial])
+    assert checkpoints.load([trial])
+    attached.detach()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_training_goes_on_where_a_checkpoint_finds_no_room(
+    backbone: Backbone, rows: list[Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    attached, trial = one(backbone, rows)
+    now, said = [0.0], []
+    checkpoints = Checkpoints(tmp_path / "checkpoint", every_seconds=10.0, clock=lambda: now[0])
+    display = Display()
+    display.note = said.append  # type: ignore[method-assign]
+    known = SimpleNamespace(identifier=trial.name, label="lora")
+    watcher = CohortWatcher(display, [known], [trial], checkpoints, lambda *_: False)  # type: ignore[list-item]
+    trial.progress.step, now[0] = 2, 11.0
+    watcher.stepped(trial)
+    assert checkpoints.holds([trial.name])
+
+    def full(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"as much as there is room for")
+        raise error
+
+    monkeypatch.setattr("dollartune.train.checkpoints.save_file", full)
+    trial.progress.step, now[0] = 3, 22.0
+    watcher.stepped(trial)
+    watcher.stepped(trial)
+    assert len(said) == 1, "the next one is written when it is due"
+    assert "lora: no checkpoint could be written" in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"], "a part of one takes no room"
+    assert checkpoints.load([trial])
+    assert trial.progress.step == 2
     attached.detach()

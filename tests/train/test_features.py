@@ -215,3 +215,10 @@ def test_features_of_an_earlier_study_are_no_present(tmp_path: Path) -> None:
     assert read_totals(booked).by_trial[second["knn"].id] == pytest.approx(second["knn"].cost.seconds), (
         "and no more is booked"
     )
+
+
+def test_features_that_cannot_be_kept_are_given_all_the_same(encoder: Any, tmp_path: Path) -> None:
+    backbone, attached, rows = encoder
+    (tmp_path / "features").write_text("a file is in the way")
+    found = FeatureStore("a", tmp_path / "features").features(backbone, attached, rows[:4], ("mean",))
+    assert torch.equal(found, FeatureStore("a").features(backbone, attached, rows[:4], ("mean",)))

@@ -328,3 +328,30 @@ def test_pixels_in_bf16_have_keys() -> None:
     pixels = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]).bfloat16()
     first, second = _keys({"pixel_values": pixels}, {"encoder": 1}, "vision")["encoder"]
     assert first != second
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_states_that_find_no_place_on_the_disk_are_computed_again(
+    attach: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    backbone = tiny_backbone("llama")
+    adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
+    cache = remembering(memory_bytes=0, folder=tmp_path / "cache")
+    if when == "before":
+        (tmp_path / "cache").write_text("a file is in the way")
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, cache, "b")
+    inputs = backbone.inputs(rows=6)
+    with torch.no_grad(), plain.routed("a"), fast.routed("b"):
+        wanted = backbone.logits(plain, inputs)
+        if when == "meanwhile":
+            torch.testing.assert_close(backbone.logits(fast, inputs), wanted, rtol=1e-5, atol=1e-5)
+            assert cache._file is not None
+            cache._file.close()
+            cache._file = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
+            cache._stored.clear()
+            cache._prefixes.clear()
+        for _ in range(2):
+            torch.testing.assert_close(backbone.logits(fast, inputs), wanted, rtol=1e-5, atol=1e-5)
+    assert cache.folder is None
+    assert not cache._stored
+    cache.clear()

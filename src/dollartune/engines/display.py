@@ -79,7 +79,7 @@ class CohortWatcher:
     def stepped(self, trial: TrialState) -> None:
         self._show()
         if self.checkpoints.due():
-            self.checkpoints.save(self.states)
+            self._save()
 
     def validated(self, trial: TrialState) -> None:
         last = trial.progress.history[-1]
@@ -89,7 +89,7 @@ class CohortWatcher:
         self._show()
         self.display.validated(self.trials[trial.name], last)
         if all(state.done for state in self.states) and self.checkpoints.worth_keeping():
-            self.checkpoints.save(self.states)  # so that a kill while they are evaluated costs no training
+            self._save()  # so that a kill while they are evaluated costs no training
 
     def ended(self, trial: TrialState) -> None:
         return None
@@ -97,7 +97,17 @@ class CohortWatcher:
     def interrupted(self) -> None:
         """The money is spent before the training is: what there is now is kept for the day when there is more."""
         if any(state.progress.step for state in self.states):
+            self._save()
+
+    def _save(self) -> None:
+        from dollartune.train.checkpoints import CHECKPOINT_ERRORS  # here: a display alone needs no PyTorch
+
+        try:
             self.checkpoints.save(self.states)
+        except CHECKPOINT_ERRORS as error:
+            # Without it a kill would cost what was trained since the last one; ending the training costs that now.
+            labels = ", ".join(trial.label for trial in self.trials.values())
+            self.display.note(f"{labels}: no checkpoint could be written ({error}); training goes on without.")
 
     def _show(self) -> None:
         self.display.training(list(self.trials.values()), [TrialInTraining.of(state) for state in self.states])

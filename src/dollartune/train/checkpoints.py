@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _SHARE_OF_TIME = 0.05
 """Most of a training's time that writing checkpoints may take. Full tuning of a large backbone writes for seconds; what a kill
 then costs grows with the pause, and is still paid once, while every checkpoint is paid always."""
+CHECKPOINT_ERRORS = (OSError, SafetensorError)
+"""That reading and writing them may raise."""
 _WORTH_KEEPING = 0.1
 """Share of the pause after which finished training is written down too: less is done again sooner than it is read."""
 
@@ -60,25 +63,35 @@ class Checkpoints:
         return self._clock() - self._last >= _WORTH_KEEPING * self.every_seconds
 
     def save(self, trials: Sequence[TrialState]) -> None:
-        """Writes all trials to a temporary folder and renames it."""
+        """Writes all trials to a temporary folder and renames it.
+
+        Raises:
+            CHECKPOINT_ERRORS: there is no room, or no permission; the one before stays.
+        """
         started = self._clock()
-        with self._replacing() as temporary:
-            for trial in trials:
-                save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
-                state = {"progress": trial.progress.to_json(), "losses": trial.losses}
-                (temporary / f"{trial.name}.json").write_text(json.dumps(state))
-        self._saved()
-        # from its end: writing that takes longer than the pause would else be due at once
-        self._last = self._clock()
-        self.every_seconds = max(self.every_seconds, (self._last - started) / _SHARE_OF_TIME)
+        try:
+            with self._replacing() as temporary:
+                for trial in trials:
+                    save_file(_tensors(trial), temporary / f"{trial.name}.safetensors")
+                    state = {"progress": trial.progress.to_json(), "losses": trial.losses}
+                    (temporary / f"{trial.name}.json").write_text(json.dumps(state))
+            self._saved()
+        finally:
+            # from its end: writing that takes longer than the pause would else be due at once
+            self._last = self._clock()
+            self.every_seconds = max(self.every_seconds, (self._last - started) / _SHARE_OF_TIME)
 
     @contextmanager
     def _replacing(self) -> Iterator[Path]:
         """A temporary folder that takes the place of the checkpoint once it is complete."""
         temporary = self.folder.with_name(f".{self.folder.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # a part of one takes the room that records need
+            raise
         # renamed in two steps, as no system exchanges two folders: a kill between them leaves the older one, which still counts
         old = self.folder.with_name(f".{self.folder.name}.old")
         if self.folder.exists():
@@ -98,13 +111,19 @@ class Checkpoints:
         return all((folder / f"{name}.json").is_file() for name in names)
 
     def load(self, trials: Sequence[TrialState]) -> bool:
-        """Puts the newest checkpoint into freshly made trials; False if there is none that fits them."""
+        """Puts the newest checkpoint into freshly made trials; False if there is none that fits them and can be read."""
         if not self.holds(trial.name for trial in trials):
             return False
         folder = self._newest()
-        for trial in trials:
-            state = json.loads((folder / f"{trial.name}.json").read_text())
-            _restore(trial, load_file(folder / f"{trial.name}.safetensors"))
+        try:
+            stored = [
+                (json.loads((folder / f"{t.name}.json").read_text()), load_file(folder / f"{t.name}.safetensors"))
+                for t in trials
+            ]
+        except (*CHECKPOINT_ERRORS, ValueError):  # cut by a power failure: it costs the steps, and not the trial
+            return False
+        for trial, (state, tensors) in zip(trials, stored, strict=True):
+            _restore(trial, tensors)
             planned, trial.progress = trial.progress.plan, Progress.from_json(state["progress"])
             trial.progress.plan = trial.progress.plan or planned  # 0.1 wrote none, and changed none
             trial.losses = state["losses"]

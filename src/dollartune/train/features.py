@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +167,8 @@ class FeatureStore:
         features = torch.stack([row.vector for row in fresh.values()])
         seconds = torch.tensor([row.seconds for row in fresh.values()])
         content = save({"keys": keys, "features": features, "seconds": seconds}, metadata={"booking": booking})
-        write_atomically(self.folder / kind / f"{name}.safetensors", content, durable=False)  # it can be made again
+        with suppress(OSError):  # a disk that is full costs the time of later runs
+            write_atomically(self.folder / kind / f"{name}.safetensors", content, durable=False)  # it can be made again
 
 
 def read_of(readout: Readout, rows: Sequence[Encoded]) -> Sequence[Encoded]:

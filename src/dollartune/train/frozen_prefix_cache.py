@@ -183,20 +183,29 @@ class FrozenPrefixCache:
             self._stored[key] = states
             self.memory_used += size
             return
-        if self.folder is None:
-            return
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # it lives as long as this object
-            self.disk_bytes = shutil.disk_usage(self.folder).free // _DISK_PART
         # What finds no room is computed again each time.
-        if self.disk_used + size > self.disk_bytes:
+        if self.folder is None or not self._write(states.contiguous().view(torch.uint8).numpy().tobytes(), self.folder):
             return
-        self._file.seek(self.disk_used)
-        # As bytes: numpy has no bf16.
-        self._file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
         self._stored[key] = _InFile(self.disk_used, (states.shape[0], states.shape[1]), states.dtype)
         self.disk_used += size
+
+    def _write(self, data: bytes, folder: Path) -> bool:
+        """Appends bytes (numpy has no bf16) to the file; False where there is no room for them."""
+        try:
+            if self._file is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                # Without a buffer: what it could not write later would be missing from what counts as stored.
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # it lives as long as this object
+                self.disk_bytes = shutil.disk_usage(folder).free // _DISK_PART
+            if self.disk_used + len(data) > self.disk_bytes:
+                return False
+            self._file.seek(self.disk_used)
+            if self._file.write(data) == len(data):
+                return True
+        except OSError:  # others have filled the disk, or nothing may be written there
+            pass
+        self.folder = None  # no more of it; what is there is read
+        return False
 
     def _read(self, key: bytes) -> Tensor:
         length = None
