@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from dollartune.cli.app import app
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
+from dollartune.evaluate.answers_file import AnswersFile
+from dollartune.evaluate.evaluation import Prediction
 from dollartune.evaluate.labelled_rows import rows_of_file, rows_of_task
 from dollartune.evaluate.predict import evaluate_rows, predict_file, read_rows
 from dollartune.export.opening import open_adapter, stored_task
@@ -321,3 +323,41 @@ def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
     (tmp_path / "adapter.json").write_text('{"format_version": 99}')
     with pytest.raises(UserError, match="has format 99"):
         open_adapter(tmp_path)
+
+
+SOURCE = {"adapter": "a", "rows": "b"}
+
+
+@pytest.mark.parametrize(
+    "value", ["one\ntwo\nthree", "one\rtwo", "x" * 200_000 + "\ny"], ids=["lines", "return", "long"]
+)
+def test_a_csv_that_is_torn_anywhere_goes_on_with_its_whole_records(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "out.csv"
+    file = AnswersFile(path, ["id"], [], False)
+    assert file.begin(SOURCE, restart=False) == 0
+    written = [path.read_bytes()]
+    with file.open() as stream:
+        for number in range(3):
+            stream.write(file.lines(number, {"id": str(number)}, Prediction(str(number), value, "", False), None))
+            stream.flush()
+            written.append(path.read_bytes())
+    content = written[-1]
+    step = max(1, len(content) // 200)
+    for end in [*range(1, len(content), step), len(content) - 1, len(content)]:
+        path.write_bytes(content[:end])
+        again = AnswersFile(path, ["id"], [], False)
+        done = again.begin(SOURCE, restart=False)
+        again.open().close()
+        whole = max((n for n, whole in enumerate(written) if len(whole) <= end), default=0)
+        assert done == whole, end
+        assert path.read_bytes() == written[whole], end
+
+
+def test_two_at_once_do_not_write_one_file(tmp_path: Path) -> None:
+    first = AnswersFile(tmp_path / "out.jsonl", [], [], False)
+    first.begin(SOURCE, restart=False)
+    with pytest.raises(UserError, match="another process is writing"):
+        AnswersFile(tmp_path / "out.jsonl", [], [], False).begin(SOURCE, restart=True)
+    with first.open() as stream:
+        stream.write("{}\n")
+    assert AnswersFile(tmp_path / "out.jsonl", [], [], False).begin(SOURCE, restart=False) == 1

@@ -11,12 +11,13 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
-from dollartune.files import write_atomically
+from dollartune.files import lock, write_atomically
 from dollartune.tasks.values import as_text
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class AnswersFile:
         # The input may have a column `prediction`, of an earlier call: its own stays as it is.
         self.header = [*self.columns, *(f"{name} (new)" if name in self.columns else name for name in added)]
         self.labels, self.problems = list(labels), problems
+        self._stream: IO[str] | None = None
 
     def begin(self, source: Mapping[str, str], restart: bool) -> int:
         """Makes the file ready and says how many rows it has already.
@@ -59,7 +61,8 @@ class AnswersFile:
             restart: throw away what is there.
 
         Raises:
-            UserError: it holds answers of another adapter or to other rows, or it cannot be written.
+            UserError: it holds answers of another adapter or to other rows, another process is writing it, or it cannot be
+                written.
         """
         if self.path is None:
             return 0
@@ -70,17 +73,29 @@ class AnswersFile:
             raise UserError(
                 f"--out {str(self.path)!r} {what}.", "Name a file in an existing folder, such as answers.jsonl."
             )
-        beside = self.path.with_name(self.path.name + SOURCE_SUFFIX)
+        self._stream = open(self.path, "a", encoding="utf8", newline="")  # noqa: SIM115 - `open` hands it out
+        try:
+            # Before anything is read or cut: two at once would answer the same rows, and mix their lines.
+            if not lock(self._stream):
+                raise UserError(f"another process is writing {self.path}.", "Wait for it, or choose another --out.")
+            return self._made_ready(self.path, self._stream, source, restart)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def _made_ready(self, path: Path, stream: IO[str], source: Mapping[str, str], restart: bool) -> int:
         if restart:
-            self.path.unlink(missing_ok=True)
-        there = self.path.stat().st_size if self.path.exists() else 0
-        if there:
+            stream.truncate(0)
+        beside = path.with_name(path.name + SOURCE_SUFFIX)
+        if there := path.stat().st_size:
             self._refuse_others(beside, source)
         # before the first answer: answers with nothing beside them would be refused
         write_atomically(beside, json.dumps(dict(source), indent=1).encode())
-        done = self._whole_records() if there else 0
+        done = self._whole_records(stream) if there else 0
         if self.as_csv and not done:
-            write_atomically(self.path, _csv_line(self.header).encode())
+            stream.truncate(0)
+            stream.write(_csv_line(self.header))
+            stream.flush()
         return done
 
     def _refuse_others(self, beside: Path, source: Mapping[str, str]) -> None:
@@ -97,23 +112,19 @@ class AnswersFile:
                 name = before.get(f"{key} from")
                 raise UserError(f"{self.path} holds answers for {what}" + (f" ({name})." if name else "."), way_out)
 
-    def _whole_records(self) -> int:
+    def _whole_records(self, stream: IO[str]) -> int:
         """Number of whole records; a torn last one is cut off."""
         assert self.path is not None
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         count = whole.count(b"\n")
         if self.as_csv:
-            records = []
-            # newline: line ends inside quoted values stay as they are
-            for record in csv.reader(io.StringIO(whole.decode("utf8", errors="replace"), newline="")):
-                if len(record) != len(self.header):
-                    break  # torn inside a quoted value that goes over lines
-                records.append(record)
-            count = max(0, len(records) - 1)
-            whole = "".join(map(_csv_line, records)).encode()
+            records, ends = 0, 0
+            for end in _ends_of_records(whole, len(self.header)):
+                records, ends = records + 1, end
+            count, whole = max(0, records - 1), whole[:ends]
         if len(whole) != len(content):
-            write_atomically(self.path, whole)
+            stream.truncate(len(whole))
         return count
 
     def lines(self, number: int, row: Mapping[str, Any], prediction: Prediction | None, problem: str | None) -> str:
@@ -139,13 +150,33 @@ class AnswersFile:
 
     def open(self) -> Any:
         """The stream to write records to, as a context manager."""
-        return open(self.path, "a", encoding="utf8", newline="") if self.path is not None else _StandardOutput()
+        return _StandardOutput() if self._stream is None else self._stream
+
+
+def _ends_of_records(content: bytes, columns: int) -> Iterator[int]:
+    """Where each whole csv record ends, in bytes; the first one that is torn, inside a quoted value that goes over lines, is the
+    last."""
+    lines = content.splitlines(keepends=True)
+    reader = csv.reader((line.decode("utf8", errors="replace") for line in lines), strict=True)
+    ends = [0, *accumulate(map(len, lines))]
+    # A value may be longer than what the module takes without being told.
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        for record in reader:
+            if len(record) != columns:
+                return
+            yield ends[reader.line_num]
+    except csv.Error:  # the end came inside quotes
+        return
+    finally:
+        csv.field_size_limit(before)
 
 
 def _csv_line(values: Sequence[str]) -> str:
     stream = io.StringIO(newline="")
-    csv.writer(stream, lineterminator="\n").writerow(values)
-    return stream.getvalue()
+    # Values are put in quotes for what ends a line here, which for readers is either of the two.
+    csv.writer(stream, lineterminator="\r\n").writerow(values)
+    return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _number(value: float | None) -> str:
