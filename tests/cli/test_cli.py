@@ -1,5 +1,6 @@
 """The command line: one message and exit code 2 for what a user can mend; valid JSON; quick help."""
 
+import errno
 import json
 import os
 import subprocess
@@ -284,3 +285,28 @@ def test_a_trial_is_extended(command: Any, study_file: Any) -> None:
     assert "give one of them" in refused(
         command, "trials", "extend", study, first["trial"], "--steps", 1, "--epochs", 1
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.ENOSPC, 1, ["the disk is full", "the same command goes on"]),
+        (errno.EROFS, 2, ["read-only"]),
+        (errno.ENAMETOOLONG, 2, ["longer than a name can be"]),
+        (errno.EACCES, 2, ["no permission"]),
+    ],
+)
+def test_what_a_place_does_not_take_is_one_sentence(
+    command: Any, study_file: Any, monkeypatch: pytest.MonkeyPatch, number: int, code: int, words: list[str]
+) -> None:
+    def refusing(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("dollartune.trials.store.write_atomically", refusing)
+    found, _, error = command("run", study_file(methods=["zero_shot"]), "--no-report")
+    assert found == code
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    for word in [*words, "study.yaml"]:
+        assert word in last

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SPINS = "3000"
 """Rounds for which a thread of PyTorch on a processor waits for the others by turning round, before it sleeps. As it comes it
@@ -33,7 +37,12 @@ def main() -> None:
     # `dollartune results | head`: 141 is what a shell reports for a process that SIGPIPE ended.
     except BrokenPipeError:
         sys.exit(141)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            print(f"error: {_no_room(error)}", file=sys.stderr)
+            sys.exit(1)
+        if error.errno not in WRONG_PLACE:
+            raise
         print(f"error: {_wrong_place(error)}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
@@ -43,21 +52,41 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _wrong_place(error: OSError) -> str:
-    """What is wrong with a path that somebody gave, which the verb that used it did not foresee."""
-    from pathlib import Path
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_IN_THE_WAY = "cannot be a folder: there is a file of that name"
+_NO_PERMISSION = "may not be used here: no permission"
+WRONG_PLACE = {
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: "is a folder; a file is wanted",
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EROFS: "cannot be written: its file system is read-only",
+    errno.ENAMETOOLONG: "is longer than a name can be here",
+    errno.ELOOP: "is a link that leads back to itself",
+}
+"""What is wrong with a path that somebody gave, which the verb that used it did not foresee."""
 
+
+def _wrong_place(error: OSError) -> str:
     if error.filename is None:
         return str(error)
-    why = {
-        IsADirectoryError: "is a folder; a file is wanted",
-        PermissionError: "may not be used here: no permission",
-    }.get(type(error), "cannot be a folder: there is a file of that name")
-    path = Path(os.fsdecode(error.filename))
-    if not isinstance(error, IsADirectoryError | PermissionError):
+    why, path = WRONG_PLACE[error.errno or 0], _path_of(error)
+    if why is _IN_THE_WAY:
         # what was to lie in it is named by the error, and the file that is in the way was named by the user
         path = next((one for one in (path, *path.parents) if one.is_file()), path)
     return f"{str(path)!r} {why}."
+
+
+def _no_room(error: OSError) -> str:
+    where = "" if error.filename is None else f" to write {str(_path_of(error))!r}"
+    return f"the disk is full: there is no room{where}. What is done is kept; make room, and the same command goes on from here."
+
+
+def _path_of(error: OSError) -> Path:
+    from pathlib import Path
+
+    return Path(os.fsdecode(error.filename))
 
 
 def _click_error(error: Exception) -> NoReturn:

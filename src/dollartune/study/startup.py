@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,17 @@ if TYPE_CHECKING:
 
 
 def seconds_since_start() -> float:
-    """How long this process has been running."""
+    """How long this process has been running, by the clock that nobody sets, and that stands still while a laptop sleeps."""
+    return time.monotonic() - _began()
+
+
+@cache
+def _began() -> float:
     import psutil
 
-    # From the operating system: imports took seconds before any clock of ours began. The wall clock may have been set back.
-    return max(0.0, time.time() - psutil.Process().create_time())
+    # From the operating system: imports took seconds before any clock of ours began. It says so by the wall clock, which may be
+    # set at any moment, and is therefore asked once, as soon as anybody wants to know.
+    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
 
 
 REPORT_PER_START = 1.8
