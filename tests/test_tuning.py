@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from dollartune import metrics
+from dollartune.engines.display import Display
 from dollartune.errors import UserError
+from dollartune.study.api import Study
 from dollartune.trials.record import RECORD_VERSION, TrialRecord, record_of
-from dollartune.tuning import standings, tuning_study
+from dollartune.trials.store import Store
+from dollartune.tuned import tuning_settings
+from dollartune.tuning import hand_over, refuse_other_work, standings, tuning_study
 
 
 def settings_for(tmp_path: Path, backbone: str = "tiny-encoder", task: str = "demo_library", **given: Any) -> Any:
@@ -142,3 +146,60 @@ def test_features_that_were_there_already_make_nothing_cheap() -> None:
     lines = standings(Records(record("b", "linear_probe", 0.85, 1.0, cost=cost), ours), ours)  # type: ignore[arg-type]
     assert not any("of the money" in line for line in lines)
     assert any(line.startswith("linear_probe ") and "40.0 s" in line for line in lines)
+
+
+# One folder, one adapter
+
+
+@pytest.fixture
+def begun(study_of: Any, reviews: Path, tmp_path: Path) -> Study:
+    """A study of a file of its own, which has an adapter."""
+    data = tmp_path / "moods.csv"
+    data.write_bytes(reviews.read_bytes())
+    study = Study(study_of(methods=["bitfit"], task={"data": str(data), "prompt": "{text}. Mood:", "label": "mood"}))
+    study.run(display=Display())
+    return study
+
+
+def test_a_folder_that_was_begun_for_another_adapter_is_refused(begun: Study, tmp_path: Path) -> None:
+    store, settings = begun.store, begun.settings
+    refuse_other_work(store, settings)
+    refuse_other_work(store, settings.model_copy(update={"methods": ["lora"], "budget": None, "seeds": (0, 1)}))
+    other = {**settings.tasks[0], "data": str(tmp_path / "others.csv")}  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"task\.data .*moods\.csv and .*others\.csv") as refused:
+        refuse_other_work(store, settings.model_copy(update={"tasks": (other,)}))
+    assert "--fresh" in str(refused.value.hint)
+    backbones = (settings.backbones[0].model_copy(update={"name": "tiny-decoder"}),)
+    with pytest.raises(UserError, match=r"backbone\.name .* and tiny-decoder"):
+        refuse_other_work(store, settings.model_copy(update={"backbones": backbones}))
+    with (tmp_path / "moods.csv").open("a") as file:
+        file.write("the tea was fine today,good\n")
+    with pytest.raises(UserError, match=r"on other rows: .*moods\.csv has changed since"):
+        refuse_other_work(store, settings)
+    refuse_other_work(Store(tmp_path / "nowhere"), settings)
+
+
+def test_an_adapter_of_a_method_that_was_not_asked_for_is_not_handed_over(begun: Study, tmp_path: Path) -> None:
+    assert hand_over(begun.store, tmp_path / "adapter") is not None
+    asked = begun.settings.model_copy(update={"methods": ["lora"]})
+    begun.store.create(asked.model_dump_json(exclude={"output", "engine"}), [])
+    assert hand_over(begun.store, tmp_path / "adapter") is None
+
+
+def test_a_link_to_a_folder_stays_one(begun: Study, tmp_path: Path) -> None:
+    (tmp_path / "deployed").mkdir()
+    (tmp_path / "adapter").symlink_to(tmp_path / "deployed")
+    for _ in range(2):
+        hand_over(begun.store, tmp_path / "adapter")
+    assert (tmp_path / "adapter").is_symlink()
+    assert (tmp_path / "deployed" / "adapter.json").is_file()
+
+
+def test_the_same_command_with_more_money_keeps_its_backbone(begun: Study, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    begun.store.root.rename(out.with_name("study"))
+    out.mkdir()
+    out.with_name("study").rename(out / "study")
+    settings, notes = tuning_settings(str(tmp_path / "moods.csv"), None, "1 h", out, {"label": "mood"})
+    assert settings["backbone"] == begun.settings.backbones[0].name
+    assert "with which" in notes[0]

@@ -26,9 +26,11 @@ from dollartune.methods.stored_adapter import read_info
 from dollartune.planner.backbone_choice import choose_backbone
 from dollartune.study.api import Study
 from dollartune.study.progress import display_for_here
+from dollartune.study.status import settings_of
 from dollartune.tasks.in_memory import is_rows, rows_in_memory, write_rows
 from dollartune.tasks.registry import load_task
-from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_limits, task_entry, tuning_study
+from dollartune.trials.store import Store
+from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_work, task_entry, tuning_study
 
 if TYPE_CHECKING:
     import pandas
@@ -203,14 +205,14 @@ def tune(
         # Rows in memory become a file beside the adapter: a killed run must find the same rows again.
         str(write_rows(data, folder / "data", name or "")) if is_rows(data) else str(data), backbone, budget, folder, told,
         methods=methods, price=price, rows=rows, seeds=seeds, trials=trials, begin_with=begin_with,
-        metric=metric, limit=limit, data_root=Path(data_root) if data_root is not None else None,
+        metric=metric, limit=limit, data_root=Path(data_root) if data_root is not None else None, fresh=fresh,
     )  # fmt: skip
     shown = display or display_for_here()
     for note in notes:
         shown.note(note)
     study = Study(settings)
     if not fresh:
-        refuse_other_limits(study.store, study.settings.limits)
+        refuse_other_work(study.store, study.settings)
     # Handed over at each improvement, so that an interrupted call leaves the best adapter so far.
     results = study.run(fresh=fresh, display=shown, improved=lambda: hand_over(study.store, folder / "adapter"))
     record = hand_over(study.store, folder / "adapter")
@@ -237,8 +239,12 @@ def tuning_settings(
     metric: str | None = None,
     limit: str | Sequence[str] = (),
     data_root: Path | None = None,
+    fresh: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """The settings of the study that tunes one adapter, with a backbone chosen where none is named; and what was guessed.
+
+    Args:
+        fresh: what lies in `out` is deleted first, and decides nothing.
 
     Raises:
         UserError: as `tuning_study`; or the adapter to begin with is of another backbone than the one named.
@@ -249,7 +255,12 @@ def tuning_settings(
     if begin_with is not None:
         before = _as_before(Path(begin_with), backbone, methods)
         backbone, methods = before.backbone, before.methods
-    if backbone is None:
+    begun = None if fresh else settings_of(Store(out / "study"))
+    if backbone is None and begun is not None:
+        # A larger budget might pay for another one: the same command goes on with what it has.
+        backbone = begun.backbones[0].name
+        notes = [f"backbone {backbone}, with which {out} was begun. Another: --fresh, or another --out"]
+    elif backbone is None:
         # The choice of a backbone is by time: what fits into the budget, whatever its unit.
         seconds = parsed.limit(1).in_seconds(find_price(price))
         choice = choose_backbone(task_entry(data, data_root, told)[1], seconds)

@@ -27,14 +27,18 @@ from dollartune.methods.spelling import parse_call
 from dollartune.metrics import counts_rare_classes
 from dollartune.metrics import get as measure
 from dollartune.planner.readable_rows import READING_SHARE, readable_rows
+from dollartune.study.several import differences
 from dollartune.study.status import settings_of
 from dollartune.tasks.registry import load_task
 from dollartune.tasks.suggest import suggest_task
 from dollartune.trials.best import best_record
+from dollartune.trials.content_hash import of_task
 from dollartune.trials.record import FailedRecord, RequestFacts, whole_cost
+from dollartune.trials.trial import variants
 
 if TYPE_CHECKING:
     from dollartune.budget.serving_limits import ServingCost
+    from dollartune.config import StudySettings
     from dollartune.tasks.base import Task
     from dollartune.trials.record import TrialRecord
     from dollartune.trials.store import Store
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 EVALUATION = {"free_generation": False, "forgetting": False, "inference_cost": False}
 """The one adapter that comes out is judged by its score. Free generation of every test row takes longer than training on a few
 thousand rows, and what forgetting and a request cost is asked of a study that compares."""
+_MOST_SAID = 3
+"""Of the settings in which two studies differ: the first ones tell them apart."""
 
 
 def task_entry(
@@ -172,25 +178,48 @@ def _balanced(method: str) -> str | dict[str, Any]:
 
 
 def best_adapter(store: Store) -> TrialRecord | None:
-    """The record of the best adapter that is there: of the study's own trials, else of the settings that were tried."""
-
-    there = list(store.with_adapter())
+    """The record of the best adapter that is there, of the methods that were asked for: of the study's own trials, else of the
+    settings that were tried."""
+    settings = settings_of(store)
+    asked = None if settings is None else {variant.group for variant in variants(settings.methods)}
+    # An earlier call on the same folder may have tuned with others.
+    there = [record for record in store.with_adapter() if asked is None or record.trial.group in asked]
     records = [record for record in there if record.status == "done"] or there
     return best_record(records)
 
 
-def refuse_other_limits(store: Store, limits: ServingLimits | None) -> None:
-    """Refuses to go on with a study that was begun under other limits: its adapters were not held against these.
+def refuse_other_work(store: Store, settings: StudySettings) -> None:
+    """Refuses to go on in a folder that was begun for another adapter: one sum would pay for both, and the better of two would be
+    handed over that answer different questions, or were not held against the same limits.
 
     Raises:
-        UserError: it was.
+        UserError: it holds a study of another backbone, of other data, or under other limits.
     """
     begun = settings_of(store)
-    if begun is not None and begun.limits != limits:
-        raise UserError(
-            f"{store.root} was begun with {begun.limits or 'no limit'} for what is served; now it is {limits or 'none'}.",
-            hint="--fresh, or another --out.",
-        )
+    if begun is None:
+        return
+    limits, why = settings.limits, ""
+    if begun.limits != limits:
+        why = f"with {begun.limits or 'no limit'} for what is served; now it is {limits or 'none'}"
+    elif differing := differences(
+        *({"backbone": s.backbones[0].model_dump(), "task": s.tasks[0]} for s in (begun, settings))
+    ):
+        why = f"for another adapter ({', '.join(differing[:_MOST_SAID])})"
+    elif changed := _changed_files(store, settings):
+        why = f"for an adapter on other rows: {', '.join(changed)} has changed since"
+    if why:
+        raise UserError(f"{store.root} was begun {why}.", hint="--fresh, or another --out.")
+
+
+def _changed_files(store: Store, settings: StudySettings) -> list[str]:
+    """Files of a study's task that hold something else than when its trials were made."""
+    root = Path(settings.data_root) if settings.data_root else None
+    made_of = [record.trial.conditions.get("contents", {}).get("task") or {} for record in store.records()]
+    return [
+        name
+        for name, content in of_task(settings.tasks[0], root).items()
+        if (known := {one[name] for one in made_of if name in one}) and content not in known
+    ]
 
 
 def nothing_handed_over(store: Store, limits: ServingLimits | None) -> UserError:
@@ -220,7 +249,7 @@ def hand_over(store: Store, out: Path) -> TrialRecord | None:
 
     From the first time on there is a whole adapter at `out` at every moment: the new folder takes the old one's place at once.
     """
-    record = best_adapter(store)
+    record, out = best_adapter(store), out.resolve()  # a link to a folder stays a link to it
     if record is None:
         return None
     # Beside it and so on the same disk, where a folder is exchanged at once.

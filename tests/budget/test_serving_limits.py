@@ -12,7 +12,7 @@ from dollartune.errors import UserError
 from dollartune.evaluate.cost import RequestCost, request_cost
 from dollartune.study.api import Study
 from dollartune.study_file import load_study
-from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_limits, standings
+from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_work, standings
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_what_is_dearer_to_serve_is_measured_and_not_trained(
     assert best is not None
     assert best.trial.group == "bitfit"
     assert any("not tuned: 30 ms a request (limit: 20 ms)" in line for line in standings(study.store, best))
-    refuse_other_limits(study.store, study.settings.limits)
+    refuse_other_work(study.store, study.settings)
     with pytest.raises(UserError, match="begun with 20 ms"):
-        refuse_other_limits(study.store, None)
+        refuse_other_work(study.store, study.settings.model_copy(update={"limits": None}))
 
 
 def test_where_nothing_keeps_the_limit_the_nearest_is_named(study_of: Any, tmp_path: Path) -> None:

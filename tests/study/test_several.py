@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dollartune.budget.journal import Journal, Piece, read_lines
+from dollartune.budget.totals import read_totals
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.study.api import Study, open_study
 from dollartune.study.several import compare_studies, merge_studies, remove_trials
+from dollartune.trials.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +91,6 @@ def test_scores_of_different_metrics_are_no_difference(finished: tuple[Path, Pat
 
 
 def test_merged_they_are_one_study(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    from dollartune.budget.totals import read_totals
-    from dollartune.trials.store import Store
-
     stores = [Store(path) for path in finished]
     merged = merge_studies(stores, tmp_path / "both")
     labels = {record.trial.label for record in open_study(tmp_path / "both").done()}
@@ -111,8 +112,6 @@ def test_merged_they_are_one_study(finished: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_studies_of_other_tasks_are_not_merged(finished: tuple[Path, Path], study_of: Any, tmp_path: Path) -> None:
-    from dollartune.trials.store import Store
-
     task = {**study_of()["task"], "prompt": "Mood of {text}:"}
     other = Study(study_of(name="words", methods=["bitfit"], task=task))
     other.run(display=Display())
@@ -121,8 +120,6 @@ def test_studies_of_other_tasks_are_not_merged(finished: tuple[Path, Path], stud
 
 
 def test_a_trial_is_removed_by_the_beginning_of_its_name(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    from dollartune.trials.store import Store
-
     shutil.copytree(finished[1], tmp_path / "copy")
     store = Store(tmp_path / "copy")
     first, second = (record.id for record in store.records())
@@ -151,7 +148,6 @@ def test_studies_of_other_settings_are_not_merged(
     finished: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     from dollartune.study.status import settings_of
-    from dollartune.trials.store import Store
 
     first = Store(finished[0])
     settings = settings_of(first)
@@ -164,3 +160,31 @@ def test_studies_of_other_settings_are_not_merged(
     quick = {"rows": 8, "free_generation": False, "forgetting": False, "inference_cost": False, "batch_size": 4}
     other.create(Study(settings, evaluation=quick).settings.model_dump_json(), [])
     merge_studies([first, other], tmp_path / "both")
+
+
+def test_what_a_killed_study_was_at_is_in_the_sum_of_a_merge(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(finished[1], tmp_path / "killed")
+    stores = [Store(finished[0]), Store(tmp_path / "killed")]
+    last = read_lines(stores[1].ledger)[-1]
+    assert isinstance(last, Piece)
+    running = Journal(stores[1].ledger)
+    running.beat([last, replace(last, number=last.number + 1, seconds=100.0)])
+    running._file.close()  # kill -9: the first of the two had just been written to the journal
+    whole = sum(read_totals(store.ledger).seconds for store in stores)
+    merged = merge_studies(stores, tmp_path / "both")
+    assert read_totals(merged.ledger).seconds == pytest.approx(whole)
+    Journal(stores[1].ledger).close()  # it goes on, and writes down what it was at
+    twice = merge_studies([merged, stores[1]], tmp_path / "twice")
+    assert read_totals(twice.ledger).seconds == pytest.approx(whole)
+
+
+def test_a_merge_that_is_killed_leaves_no_half_of_a_study(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        merge_studies([Store(path) for path in finished], tmp_path / "both")
+    assert not (tmp_path / "both").exists()

@@ -83,3 +83,21 @@ def test_the_ways_to_name_a_study(store: Store, tmp_path: Path) -> None:
         find_study(store.root.parent)
     with pytest.raises(UserError, match="there is no study in"):
         find_study(tmp_path / "nowhere")
+
+
+def test_a_trial_that_is_removed_meanwhile_is_passed_over(store: Store) -> None:
+    for name in ("a", "b"):
+        store.write(name, record(name))
+    reading = store.records()
+    assert next(reading).id == "a"
+    store.remove("b")
+    assert list(reading) == []
+    assert not store.folder("b").exists()
+
+
+def test_a_state_that_cannot_be_read_is_none(store: Store) -> None:
+    store.write_state("race", {"told": 1})
+    assert store.read_state("race") == {"told": 1}
+    (store.root / "searches" / "race.json").write_text('{"told"')
+    assert store.read_state("race") is None
+    assert store.read_state("other") is None

@@ -83,18 +83,18 @@ def tune(
     from dollartune.study.api import Study
     from dollartune.study.progress import display_for_here
     from dollartune.tuned import tuning_settings
-    from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_limits, standings
+    from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_work, standings
 
     settings, notes = tuning_settings(
         task, model, budget, out, told_columns(label, text, prompt, on_bad_row), methods=method or [], price=price, rows=rows,
-        seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, limit=limit or (), data_root=data_root,
+        seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, limit=limit or (), data_root=data_root, fresh=fresh,
     )  # fmt: skip
     display = Display() if QUIET.get() or json else display_for_here()
     for note in notes:
         display.note(note)  # which the study then does not say again
     study = Study(settings)
     if not fresh:
-        refuse_other_limits(study.store, study.settings.limits)
+        refuse_other_work(study.store, study.settings)
     whole, stopped = whole_limit(study.settings), False
     after = report_seconds(whole) if with_report else None
     if with_report and after is None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from dollartune.budget.journal import held, read_settled, write_lines
 from dollartune.errors import UserError
-from dollartune.files import write_atomically
+from dollartune.files import drafted
 from dollartune.study.compare import Board, boards, draws_rows, is_baseline, rows_of_all
 from dollartune.study.results import Results
 from dollartune.study.status import settings_of
@@ -166,26 +167,28 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
             "budget": None,  # it was spent by the parts; what they booked is kept
         }
     )
-    store = Store(out)
     planned = _union(trial for source in sources for trial in source.planned() or ())
-    store.create(merged.model_dump_json(indent=1, exclude={"output", "engine"}), planned)
-    lines: dict[bytes, None] = {}
-    for source in sources:
-        for folder in sorted((source.root / "trials").iterdir()):
-            # The same identifier is the same trial, so that the first one's will do.
-            if not store.folder(folder.name).exists():
-                shutil.copytree(folder, store.folder(folder.name))
-        booked = source.ledger.read_bytes().splitlines(keepends=True) if source.ledger.is_file() else []
-        # A line has its session and number in it, so that equal ones are one booking; the last may be torn.
-        lines |= dict.fromkeys(line for line in booked if line.endswith(b"\n"))
-    # Last: a merge that was killed has no bookings, which is seen, and not half of them.
-    write_atomically(store.ledger, b"".join(lines))
-    return store
+    with drafted(out) as draft:  # a merge that is killed leaves no half of a study
+        store = Store(draft)
+        store.create(merged.model_dump_json(indent=1, exclude={"output", "engine"}), planned)
+        write_lines(store.ledger, (line for source in sources for line in read_settled(source.ledger)))
+        for source in sources:
+            for folder in sorted((source.root / "trials").iterdir()):
+                # The same identifier is the same trial, so that the first one's will do.
+                if not store.folder(folder.name).exists():
+                    # Without what is being written just now, or was when its process died.
+                    shutil.copytree(folder, store.folder(folder.name), ignore=shutil.ignore_patterns(".*"))
+    return Store(out)
 
 
 def _differing(one: StudySettings, other: StudySettings) -> list[str]:
-    """What decides every trial's result and is not the same in both, by its key: `training.batch_size 8 and 16`."""
-    a, b = (_flat(study_conditions(settings)) | {"draws": settings.draws} for settings in (one, other))
+    """What decides every trial's result and is not the same in both."""
+    return differences(*({**study_conditions(settings), "draws": settings.draws} for settings in (one, other)))
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In what two mappings of settings differ, in words: `training.batch_size 8 and 16`."""
+    a, b = _flat(one), _flat(other)
     return [f"{key} {a.get(key)} and {b.get(key)}" for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
 
 
@@ -210,7 +213,7 @@ def remove_trials(store: Store, wanted: Sequence[str]) -> list[str]:
     """Deletes trials by identifier or its beginning; returns their identifiers. The next run of the study trains them again.
 
     Raises:
-        UserError: there is no such trial, or several begin so.
+        UserError: there is no such trial, several begin so, or the study is running.
     """
     there = sorted(path.name for path in (store.root / "trials").iterdir() if path.is_dir())
     chosen: list[str] = []
@@ -222,7 +225,8 @@ def remove_trials(store: Store, wanted: Sequence[str]) -> list[str]:
             what = "no trial begins" if not matching else f"{len(matching)} trials begin"
             raise UserError(f"{what} with {name!r} in {store.root}.", hint=f"dollartune trials ls {store.root}")
         chosen += matching
-    # Two beginnings may name one trial.
-    for trial in dict.fromkeys(chosen):
-        shutil.rmtree(store.folder(trial))
-    return list(dict.fromkeys(chosen))
+    chosen = list(dict.fromkeys(chosen))  # two beginnings may name one trial
+    with held(store.ledger):  # a study that runs would go on with what is gone
+        for trial in chosen:
+            store.remove(trial)
+    return chosen

@@ -124,7 +124,12 @@ class Store:
     def forget(self, trial: str) -> None:
         """Takes a record away, so that the trial is run again."""
         # The record alone decides that a trial is done; all else in its folder is written anew.
-        (self.folder(trial) / "record.json").unlink()
+        (self.folder(trial) / "record.json").unlink(missing_ok=True)
+
+    def remove(self, trial: str) -> None:
+        """Deletes a trial with all that it left."""
+        self.forget(trial)  # first: a kill in between leaves a trial that was not run, and not half of one that was
+        shutil.rmtree(self.folder(trial))
 
     def read(self, trial: str) -> TrialRecord:
         """One record."""
@@ -139,7 +144,11 @@ class Store:
         """All records, in a stable order."""
         # Sorted: the order of a directory differs between file systems, and ties in tables are broken by order.
         for path in sorted((self.root / "trials").glob("*/record.json")):
-            yield read_record(path.read_bytes(), str(path))
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:  # another process removes the trial just now
+                continue
+            yield read_record(content, str(path))
 
     def with_adapter(self) -> Iterator[TrialRecord]:
         """Records of the trials whose adapter is still there."""
@@ -180,7 +189,10 @@ class Store:
     def read_state(self, name: str) -> dict[str, Any] | None:
         """The state of that name; None if there is none."""
         path = self.root / "searches" / f"{name}.json"
-        state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        try:
+            state: dict[str, Any] | None = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):  # a state that cannot be read is none: records are never lost by that
+            return None
         return state
 
 
