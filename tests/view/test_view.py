@@ -233,8 +233,8 @@ def test_while_the_study_runs_its_own_process_is_asked(study_of: Any, monkeypatc
     (record,) = study.store.records()
     monkeypatch.setattr("dollartune.view.pages.runs_now", lambda root: True)
     assert "once the study's own trials are done" in StudyPage(study.store).extend(record.id, 3)["words"]
-    assert asked_extensions(study.store.root) == [(record.id, 3)]
-    assert asked_extensions(study.store.root) == []
+    assert list(asked_extensions(study.store.root)) == [(record.id, 3)]
+    assert list(asked_extensions(study.store.root)) == []
 
 
 def test_what_runs_is_written_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

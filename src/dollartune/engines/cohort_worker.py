@@ -89,6 +89,8 @@ class CohortWorker:
                 self._run_once(cohort, training)
                 return
             except Exception as error:
+                if not self._missing(cohort):
+                    raise  # what broke came after the last record, which says how its trial ended
                 most, taken = memory_of(self.settings), isinstance(error, MemoryTaken)
                 rows = training.micro_batch_size or training.batch_size
                 if isinstance(error, PassesTooLarge):
@@ -387,14 +389,18 @@ class CohortWorker:
             left = self.ledger.remaining(limit.method) - closing_seconds()
             # A limit is the whole cohort's, and each of its trials is measured.
             seconds = min(MEASURES_SHARE * limit.seconds / len(cohort.trials), left)
-        with (
-            self.ledger.book("evaluate", method=trial.variant.group),
-            self.limits.until_spent(trial, "while forgetting and the cost of a request were measured"),
-        ):
-            return context.measures.take(
-                context.evaluator(free_generation=False), None if state is None else trial.identifier,
-                trial.variant.build(), context.splits.test, trial.seed, seconds, context.row_costs.seconds_per_row or 0.0,
-            )  # fmt: skip
+        try:
+            with (
+                self.ledger.book("evaluate", method=trial.variant.group),
+                self.limits.until_spent(trial, "while forgetting and the cost of a request were measured"),
+            ):
+                return context.measures.take(
+                    context.evaluator(free_generation=False), None if state is None else trial.identifier,
+                    trial.variant.build(), context.splits.test, trial.seed, seconds,
+                    context.row_costs.seconds_per_row or 0.0,
+                )  # fmt: skip
+        except BudgetSpent as error:  # what was trained and scored is not lost for figures beside it
+            return context.measures.left_out(str(error), state is not None)
 
     # What the stages share
 
@@ -403,7 +409,13 @@ class CohortWorker:
         self.contexts.release()
 
     def _missing(self, cohort: Cohort) -> list[Trial]:
-        return [trial for trial in cohort.trials if not self.driver.has(trial.identifier)]
+        """Trials without the record that the cohort is there to leave."""
+        return [trial for trial in cohort.trials if not self._left(cohort, trial.identifier)]
+
+    def _left(self, cohort: Cohort, trial: str) -> bool:
+        if not self.driver.has(trial):
+            return False
+        return cohort.purpose != "evaluate" or self.driver.read(trial).status != "tried"
 
 
 def _planner(trial: Trial, state: TrialState) -> Planner:

@@ -81,6 +81,15 @@ class ExtraMetrics:
             )
         return measured
 
+    def left_out(self, reason: str, adapter: bool) -> Measured:
+        """What `take` would have measured, each with the reason why it was not."""
+        measured: Measured = {}
+        if self.settings.inference_cost:
+            measured["inference"] = RequestFacts(reason=reason)
+        if self.settings.forgetting and adapter:
+            measured["forgetting"] = ForgettingFacts(reason=reason)
+        return measured
+
     def _one(self, kind: type[Facts], guess: float, left: float, measure: Callable[[], Mapping[str, object]]) -> Facts:
         name = kind.__name__
         # A fifth on top of the slowest so far, as it cannot be ended half way without losing it.

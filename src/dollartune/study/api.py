@@ -156,9 +156,10 @@ class Study:
             chosen = LiveFile(tracked(chosen, self.settings.trackers, self.store.root), self.store.root)
             runner = StudyRunner(self.settings, self.store, chosen, fresh, improved, seconds_after)
         # After the runner was made, whose checks may refuse the study: then no folder is left behind.
-        self.store.create(text, [trial.identifier for trial in runner.finals])
-        self.absent = absent_methods(self.settings, runner.trials)
-        runner.run(time.monotonic() - began)
+        with runner.ledger:
+            self.store.create(text, [trial.identifier for trial in runner.finals])
+            self.absent = absent_methods(self.settings, runner.trials)
+            runner.run(time.monotonic() - began)
         return self.results()
 
     def again(self, trial: str) -> Again:

@@ -187,10 +187,8 @@ def ask_to_extend(root: Path, trial: str, steps: int | None) -> None:
     write_atomically(path, json.dumps({"steps": steps}).encode(), durable=False)
 
 
-def asked_extensions(root: Path) -> list[tuple[str, int | None]]:
-    """(trial, steps) of all such requests, which are taken away."""
-    asked = []
+def asked_extensions(root: Path) -> Iterator[tuple[str, int | None]]:
+    """(trial, steps) of all such requests. Each is taken away when the next one is asked for: an interruption loses none."""
     for path in sorted((root / "requests").glob("extend-*.json")):
-        asked.append((path.stem.removeprefix("extend-"), json.loads(path.read_text(encoding="utf8"))["steps"]))
-        path.unlink()
-    return asked
+        yield path.stem.removeprefix("extend-"), json.loads(path.read_text(encoding="utf8"))["steps"]
+        path.unlink(missing_ok=True)

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from dollartune.budget.ledger import Ledger
+from dollartune.budget.journal import held
 from dollartune.budget.study_budget import budget_of, grew, ledger_for, memory_of, more_memory
 from dollartune.engines.adapters import keep_best
 from dollartune.engines.base import Cohort, TimeLimit
@@ -34,12 +35,13 @@ from dollartune.study.rows_to_score import RowsToScore
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import fitting, plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
+from dollartune.trials.store import Store
 
 if TYPE_CHECKING:
+    from dollartune.budget.ledger import Ledger
     from dollartune.config import StudySettings
     from dollartune.engines.base import Engine, EvaluationCost
     from dollartune.schedule.scheduler import Scheduler
-    from dollartune.trials.store import Store
     from dollartune.trials.trial import Trial
 
 log = logging.getLogger("dollartune")
@@ -74,6 +76,11 @@ class StudyRunner:
     ) -> None:
         self.settings, self.store, self.improved = settings, store, improved
         self._with_adapter: set[str] = set()
+        self._trouble = ""
+        """Why the best adapter could not be handed over, as it was last said."""
+        self._set_aside: dict[str, TrialRecord] = {}
+        """Records that are no longer the last word. They lie where they are until there is another one: a run that ends before
+        that has lost nothing."""
         self.display = display or Display()
         # Before anything is deleted: a study that cannot run must not cost the results of one that could.
         self.trials, self.tasks, self.notes = plan(settings)
@@ -81,34 +88,43 @@ class StudyRunner:
         if settings.search is None or settings.search.strategy != "anytime":
             self.trials, notes = full_check(settings, self.trials, self.tasks)
             self.notes += [note for note in notes if note not in self.notes]
-        cluster = cluster_of(settings)
-        if fresh:
-            if store.ledger.exists():
-                # Opening takes the journal's lock.
-                Ledger(path=store.ledger).close()  # refuses where another process is at work on it
-            store.clear()
-        price = None if cluster is None else cluster.slot_price
         self.baselines = [trial for trial in self.trials if trial.baseline]
         compared = [trial for trial in self.trials if not trial.baseline]
-        # what is shared (loading, planning) is divided among the methods that are compared, as the money is
-        self.ledger: Ledger = ledger_for(settings, compared, store.ledger, price)
-        self.ledger.kept_seconds = seconds_after
-        self.rows_to_score = RowsToScore(settings, store, self.ledger, compared)
         self.accounts = list(dict.fromkeys(trial.variant.group for trial in compared))
+        cluster = cluster_of(settings)
+        price = None if cluster is None else cluster.slot_price
         spaces = (
             candidates(settings.methods, compared, fitting(settings, self.tasks)) if settings.search is not None else []
         )
         spaces = [space for space in spaces if space.group in self.accounts]
         tokens = most_virtual_tokens(self.trials, spaces)
-        self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
-        # Only the engine knows the device, by which `cohort_size: auto` goes.
-        together = settings.training.most_together(self.engine.device)
-        self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, compared, spaces, together)
+
+        def prepare(store: Store, path: Path | None) -> None:
+            # what is shared (loading, planning) is divided among the methods that are compared, as the money is
+            self.ledger: Ledger = ledger_for(settings, compared, path, price)
+            try:
+                self.ledger.kept_seconds = seconds_after
+                self.rows_to_score = RowsToScore(settings, store, self.ledger, compared)
+                self.engine: Engine = engine_for(self, settings, self.tasks, tokens, self.display, cluster)
+                # Only the engine knows the device, by which `cohort_size: auto` goes.
+                together = settings.training.most_together(self.engine.device)
+                self.scheduler: Scheduler = scheduler_for(settings, store, self.ledger, compared, spaces, together)
+            except BaseException:
+                self.ledger.close()  # a notebook keeps the error, and with it the lock
+                raise
+
+        if fresh:
+            # Once beside the folder: whatever else refuses the study does so now.
+            with TemporaryDirectory() as empty:
+                prepare(Store(Path(empty)), None)
+            with held(store.ledger):
+                store.clear()
+        prepare(store, store.ledger)
 
     @property
     def finals(self) -> list[Trial]:
         """The trials that results and reports are about; with a search they are decided on the way."""
-        baselines = [t for t in self.baselines if self.scheduler.baselines_due or self.store.has(t.identifier)]
+        baselines = [t for t in self.baselines if self.scheduler.baselines_due or self.has(t.identifier)]
         return [*baselines, *self.scheduler.finals]
 
     def run(self, seconds_before: float = 0.0) -> None:
@@ -121,15 +137,15 @@ class StudyRunner:
             self.display.note(note)
         with self.ledger:
             # A finished study that is asked for again (its report, say) is not charged for starting.
-            if self.settings.search is not None or not all(self.store.has(trial.identifier) for trial in self.trials):
+            if self.settings.search is not None or not all(self.has(trial.identifier) for trial in self.trials):
                 self.ledger.add("load", seconds_before)
             # The outermost booking: whatever no stage books is in the account too, so that its sum is the wall time.
             with self.ledger.book("other"), closing(self.engine):
                 # Not to be had from the records: a method without one bears its part as well.
                 self.store.write_accounts(self.accounts)
                 # First, since everything after asks which records there are.
-                self._forget_unpaid()
-                todo = [trial for trial in self.finals if not self.store.has(trial.identifier)]
+                self._set_unpaid_aside()
+                todo = [trial for trial in self.finals if not self.has(trial.identifier)]
                 with self.display.study(self.finals, todo, self.ledger):
                     # The plan is on disk before anything runs: `status` reads it in another process.
                     self._announce()
@@ -159,9 +175,9 @@ class StudyRunner:
         if not self.scheduler.baselines_due:
             return
         for trial in self.baselines:
-            if self.store.has(trial.identifier) and self.store.read(trial.identifier).status == "tried":
-                self.store.forget(trial.identifier)  # a search had it as a setting, without test rows
-        missing = [Cohort((trial,)) for trial in self.baselines if not self.store.has(trial.identifier)]
+            if self.has(trial.identifier) and self.read(trial.identifier).status == "tried":
+                self._begin_again(trial.identifier)  # a search had it as a setting, without test rows
+        missing = [Cohort((trial,)) for trial in self.baselines if not self.has(trial.identifier)]
         if missing:
             self._announce()
             self._run_on_engine(missing)
@@ -179,7 +195,9 @@ class StudyRunner:
             raise UserError(
                 f"nothing is left of the budget to train {trial.label} with.", hint="Give it more: --budget '10 min'"
             )
-        if not self.store.has(trial.identifier):
+        if self.has(trial.identifier) and self._goes_on(self.read(trial.identifier)):
+            self._begin_again(trial.identifier)
+        if not self.has(trial.identifier):
             self._run_on_engine([Cohort((trial,))])
         self.store.plan([*(self.store.planned() or ()), trial.identifier])
 
@@ -224,7 +242,7 @@ class StudyRunner:
                 log.info(why)
             if cohorts:
                 self._run_on_engine(cohorts)
-        lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.store.has(t.identifier)]
+        lost = [t.identifier for cohort in cohorts for t in cohort.trials if not self.has(t.identifier)]
         if lost:  # asking again would run them for ever
             raise RuntimeError(f"the engine left no record of {', '.join(lost)}")
         # Also where all of it had records: telling those may have decided what comes next.
@@ -239,7 +257,7 @@ class StudyRunner:
             names = [trial.identifier for trial in cohort.trials]
             if not self.checkpoints(cohort.name).holds(names):
                 for name in names:
-                    if not self.store.has(name):
+                    if not self.has(name):
                         self.ledger.begin_attempt(name)
         self.engine.run(cohorts)
 
@@ -264,13 +282,13 @@ class StudyRunner:
         """
         missing = False
         for trial in cohort.trials:
-            if not self.store.has(trial.identifier):
+            if not self.has(trial.identifier):
                 missing = True
                 continue
-            record = self.store.read(trial.identifier)
+            record = self.read(trial.identifier)
             if cohort.purpose == "final" and record.status == "tried":
                 # The adapter may not have been kept, and test rows were never seen: there is nothing to add to.
-                self.store.forget(trial.identifier)
+                self._begin_again(trial.identifier)
                 missing = True
             elif cohort.purpose == "evaluate" and record.status == "tried":
                 missing = True
@@ -287,7 +305,7 @@ class StudyRunner:
         return Checkpoints(self.store.folder(cohort) / "checkpoint")
 
     def has(self, trial: str) -> bool:
-        return self.store.has(trial)
+        return trial not in self._set_aside and self.store.has(trial)
 
     def read(self, trial: str) -> TrialRecord:
         return self.store.read(trial)
@@ -295,6 +313,9 @@ class StudyRunner:
     def leave(self, trial: Trial, record: TrialRecord, predictions: Iterable[Any] = ()) -> None:
         # With what budget it was made: a later run with more money knows what it may go on with.
         record = record.with_facts(budget=BudgetFacts(**budget_of(self.ledger), memory_bytes=memory_of(self.settings)))
+        stop_request(self.store.root, trial.identifier).unlink(missing_ok=True)  # that came too late
+        if (earlier := self._still_good(trial, record)) is not None:
+            record, predictions = earlier, ()  # which lie where they are
         # The scheduler has not asked for these.
         if trial.baseline or trial.extends is not None:
             self.store.write(trial.identifier, record, predictions)
@@ -347,22 +368,42 @@ class StudyRunner:
 
     # Before and after
 
-    def _forget_unpaid(self) -> None:
+    def _set_unpaid_aside(self) -> None:
         """What the budget ended goes on where there is more money than then, and what a full disk or a lost file ended is tried
         again: their records are no longer the last word."""
-        now, final_names = budget_of(self.ledger), {trial.identifier for trial in self.finals}
         for record in list(self.store.records()):
-            # a record without a budget is from before budgets were recorded: any budget is more than that
-            before = record.budget.model_dump() if record.budget is not None else {"per": now["per"], "seconds": 0.0}
-            # Of a search's tries the scheduler has been told already; its own trials are run again.
-            by_machine = record.status == "failed" and record.error is not None and record.error.of_environment
-            if record.trial.extends is not None:
-                continue  # it is run where it is asked for, not with the study
+            # What extends a trial is run where it is asked for, not with the study.
+            if record.trial.extends is None and self._goes_on(record):
+                self._begin_again(record.id)
+
+    def _goes_on(self, record: TrialRecord) -> bool:
+        now, failure = budget_of(self.ledger), record.error if record.status == "failed" else None
+        # a record without a budget is from before budgets were recorded: any budget is more than that
+        before = record.budget.model_dump() if record.budget is not None else {"per": now["per"], "seconds": 0.0}
+        if record.cut_by_budget:
+            return grew(before, now)
+        if failure is None:
+            return False
+        if failure.kind == "out_of_memory":
             then = None if record.budget is None else record.budget.memory_bytes
-            no_room = record.status == "failed" and record.error is not None and record.error.kind == "out_of_memory"
-            fits_now = no_room and more_memory(then, memory_of(self.settings))
-            if fits_now or (record.cut_by_budget and grew(before, now)) or (by_machine and record.id in final_names):
-                self.store.forget(record.id)
+            return more_memory(then, memory_of(self.settings))
+        # Of a search's tries the scheduler has been told already; what it decided on is run again.
+        own = record.trial.extends is not None or record.id in {trial.identifier for trial in self.finals}
+        return own and failure.of_environment
+
+    def _begin_again(self, trial: str) -> None:
+        self._set_aside[trial] = self.store.read(trial)
+
+    def _still_good(self, trial: Trial, record: TrialRecord) -> TrialRecord | None:
+        """The earlier record of a trial that had a score, where lack of money or the machine kept the new one from having any."""
+        earlier, failure = self._set_aside.pop(trial.identifier, None), record.error
+        if earlier is None or earlier.status != "done" or failure is None:
+            return None
+        if failure.kind != "budget" and not failure.of_environment:
+            return None
+        self.display.note(f"{trial.label}, seed {trial.seed}: its earlier result stays: {failure.message}")
+        # Under the budget that was too small as well: still more money has to come before it is tried again.
+        return earlier.with_facts(budget=record.budget) if failure.kind == "budget" else earlier
 
     def _drop_adapters(self) -> None:
         if self.settings.keep_adapters == "best":
@@ -370,16 +411,26 @@ class StudyRunner:
             keep_best(self.store, finals, self.scheduler.keeps)
         if self.improved is None:
             return
-        kept = {record.id for record in self.store.with_adapter()}
+        kept = {record.id for record in self.store.with_adapter() if record.id not in self._set_aside}
         # A new one among them; adapters that went need no one to hear of it.
         if not kept <= self._with_adapter:
-            with self.ledger.book("export"):
-                self.improved()
+            try:
+                with self.ledger.book("export"):
+                    self.improved()
+            except OSError as error:  # the place for it is full or gone, and the study's own folder has it
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    self.display.note(f"the best adapter so far could not be handed over: {error}")
+                return
         # After the call, which may fail: the next look then tries again.
         self._with_adapter = kept
 
     def _tidy(self) -> None:
         """What a kill between a record and the end of its cohort left behind, and what search trials needed to go on."""
+        for name, record in self._set_aside.items():
+            if record.status == "failed":
+                self.store.forget(name)  # nobody has asked for it again
+        self._set_aside.clear()
         self._drop_adapters()
         records = list(self.store.records())
         if not any(record.cut_by_budget for record in records):  # else a checkpoint waits for more money
