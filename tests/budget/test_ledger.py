@@ -439,17 +439,18 @@ def test_a_heartbeat_without_room_ends_no_work(
     assert read_totals(path).seconds == 5
 
 
-def test_an_end_without_room_keeps_the_last_heartbeat_and_no_lock(kept: tuple[Ledger, Clock, Path]) -> None:
+def test_an_end_without_room_keeps_the_last_heartbeat_and_no_lock(
+    kept: tuple[Ledger, Clock, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger, clock, path = kept
     booking = ledger.book("tune")
     booking.__enter__()
     clock.now += 5
     ledger.heartbeat()
-    assert ledger._journal is not None
-    real, ledger._journal._file = ledger._journal._file, open("/dev/full", "ab")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space"):
-        ledger.close()
-    real.close()
+    with monkeypatch.context() as full:
+        full.setattr(Journal, "append", no_room)
+        with pytest.raises(OSError, match="No space"):
+            ledger.close()
     assert Ledger(path=path, heartbeat_seconds=0).totals().seconds == 5
 
 

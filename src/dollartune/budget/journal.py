@@ -210,10 +210,11 @@ class Journal:
         # Replaced whole: a half-written open file would lose the piece that it is there to save.
         write_atomically(open_path(self.path), b"".join(_encode(piece) for piece in running), durable=False)
 
+    def end(self) -> None:
+        """Everything is settled, so nothing is running: a next process must find nothing to recover."""
+        self._file.flush()  # first: what finds no room on the disk stands in the other file still
+        open_path(self.path).unlink(missing_ok=True)
+
     def close(self) -> None:
-        try:
-            self._file.flush()  # first: what finds no room on the disk stands in the other file still
-            # Everything is settled, so nothing was running: a next process must find nothing to recover.
-            open_path(self.path).unlink(missing_ok=True)
-        finally:
-            self._file.close()
+        """Lets go of the file and its lock."""
+        self._file.close()

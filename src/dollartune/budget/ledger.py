@@ -256,6 +256,8 @@ class Ledger:
         with self.lock:
             try:
                 self._settle()
+                if self._journal:
+                    self._journal.end()
             finally:  # a full disk keeps no lock
                 journal, self._journal = self._journal, None
                 if journal:
