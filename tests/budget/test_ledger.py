@@ -418,10 +418,9 @@ def test_what_cannot_be_written_is_not_booked_twice(
 ) -> None:
     ledger, clock, _ = kept
     with ledger.book("other"):
-        with monkeypatch.context() as full:
-            with pytest.raises(OSError, match="No space"), ledger.book("tune"):  # noqa: PT012
-                clock.now += 5
-                full.setattr(Journal, "append", no_room)
+        with monkeypatch.context() as full, pytest.raises(OSError, match="No space"), ledger.book("tune"):  # noqa: PT012
+            clock.now += 5
+            full.setattr(Journal, "append", no_room)
         clock.now += 1
     assert ledger.totals().seconds == 6
 
