@@ -19,6 +19,10 @@ PROCESSES.set_forkserver_preload(
     [
         "dollartune.cli.app", "dollartune.engines.cohort_worker", "dollartune.engines.local", "dollartune.report.write",
         "dollartune.study.api", "dollartune.tuning", "dollartune.export.opening", "dollartune.backbones.loading",
+        # and what these import where they need it
+        "dollartune.report.page", "dollartune.stats", "pandas", "scipy.stats.qmc", "optuna",
+        "sklearn.feature_extraction.text", "sklearn.linear_model",
+        "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama",
     ]
 )  # fmt: skip
 
