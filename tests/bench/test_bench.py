@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command
 
 from dollartune.study.api import Study
 
@@ -31,9 +32,10 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.slow
 def test_ours_and_the_peers_losses_are_the_same() -> None:
-    program = "import json, curve; print('RESULT' + json.dumps(curve.both()))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=BENCH, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.rsplit("RESULT", 1)[1])
+    text = "import json, sys; sys.path.insert(0, '.'); import curve; print('RESULT' + json.dumps(curve.both()))"
+    code, out, error = Command(folder=BENCH, program=partial(exec, text, {})).ended(300)
+    assert code == 0, error
+    found = json.loads(out.rsplit("RESULT", 1)[1])
     assert len(found["ours"]) == len(found["peer"]) == 12
     assert found["equal"], found
     assert found["ours"][-1] < found["ours"][0]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Command
 
 from dollartune import Study
 from dollartune.methods.baseline import LabelledTexts
@@ -103,8 +104,9 @@ def test_they_are_the_default() -> None:
         "settings = load_study({'backbone': 'tiny-encoder', 'task': 'demo_library', 'methods': ['lora']})\n"
         "print(*[t.variant.label for t in plan(settings, read_rows=False)[0] if t.baseline])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["majority", "tfidf"]  # an encoder cannot be asked without tuning
+    exit_code, out, error = Command(program=partial(exec, code, {})).ended(300)
+    assert exit_code == 0, error
+    assert out.split() == ["majority", "tfidf"]  # an encoder cannot be asked without tuning
 
 
 def test_a_class_with_one_row_and_one_without_any() -> None:
