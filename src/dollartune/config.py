@@ -14,6 +14,7 @@ of its key, when the file is read: after that `StudySettings` holds plain values
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -234,25 +235,44 @@ def _backbones(written: Any) -> Any:
     return tuple({"name": one} if isinstance(one, str) else one for one in several)
 
 
+def _name(written: Any) -> Any:
+    """A name that is one of a folder: what a fresh run deletes lies in that folder, and in none above it."""
+    if isinstance(written, str):
+        parts = re.split(r"[/\\]", written)
+        # 255 bytes are the most that file systems take
+        if any(not part.strip(". ") or "\0" in part or len(part.encode()) > 200 for part in parts):
+            raise _wrong(f"name: {written[:100]!r} is no name of a folder inside `output:`; write some letters.")
+    return written
+
+
+def _methods(written: Any) -> Any:
+    """A list as it stands, if each combination in it has methods."""
+    if isinstance(written, list | tuple) and any(isinstance(one, list | tuple) and not one for one in written):
+        raise _wrong("methods: a combination is empty; write names in it, as in `- [NAME, NAME]`.")
+    return written
+
+
 def _tasks(written: Any) -> Any:
     """A list -> a tuple; what a mapping may say is checked where the task is loaded (`tasks.config`)."""
     if not isinstance(written, list | tuple):
         raise _kind("a list")
     for one in written:
+        if one == "":
+            raise _wrong("task: the name is empty; write a preset's (`dollartune tasks ls`) or a data file.")
         if not isinstance(one, str | dict):
             several = " Several tasks are written as `tasks: [...]`." if isinstance(one, list) else ""
             raise _wrong(f"a task is a text (a preset's name or a data file) or a mapping; got {one!r}.{several}")
-    return tuple(written)
+    return _each_once("tasks", written)
 
 
 def _budget(written: Any) -> Any:
     """`$1`, `20 min`, `$5 per study` -> a mapping."""
     if written is None or isinstance(written, dict | BudgetSettings):
         return written
-    if not isinstance(written, str):
+    if not isinstance(written, str | int | float) or isinstance(written, bool):
         raise _kind("a text or a mapping")
     try:
-        return parse_budget(written, per="method")  # the fair fight: each method the same
+        return parse_budget(str(written), per="method")  # the fair fight: each method the same
     except UserError as error:
         raise _wrong(f"budget: {error.message}", error.hint) from None
 
@@ -332,14 +352,16 @@ class StudySettings(BaseModel):
 
     model_config = _STRICT | ConfigDict(serialize_by_alias=True)
 
-    name: str | None = None
+    name: Annotated[str | None, BeforeValidator(_name)] = None
     """Name of the study and of its folder; by default the file's name."""
     backbones: Annotated[tuple[BackboneSettings, ...], BeforeValidator(_backbones)] = Field(alias="backbone")
     """The pretrained model: a name or a mapping. Or a list of them: each task is then run on every backbone that can read
     it."""
     tasks: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_tasks)] = ()
     """The task (written `task:`), or a list of tasks: presets, data files, or mappings that describe one."""
-    methods: list[str | dict[str, Any] | list[str | dict[str, Any]]] = Field(min_length=1)
+    methods: Annotated[list[str | dict[str, Any] | list[str | dict[str, Any]]], BeforeValidator(_methods)] = Field(
+        min_length=1
+    )
     """Methods to compare. A list in a setting means every value of it; a list of methods is a combination."""
     baselines: bool = True
     """Also run what every method should beat: of each task with labels the commonest class, logistic regression on words (tf-idf)

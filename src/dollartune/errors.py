@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -18,6 +21,14 @@ class UserError(Exception):
         super().__init__(message if hint is None else f"{message}\n{hint}")
         self.message = message
         self.hint = hint
+
+
+def need_package(package: str, setting: str) -> None:
+    """Raises a `UserError` if a package that a setting needs is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{setting} needs the package {package}, which is not installed.", hint=f"pip install {package}"
+        )
 
 
 class ProcessLost(Exception):
@@ -45,3 +56,51 @@ def unknown_name(
     names = list(valid)
     shown = names if listed is None else list(listed)
     return UserError(f"unknown {what} {given!r}.{nearest(given, names)} Known: {', '.join(sorted(shown))}.", hint)
+
+
+_PLAIN = {
+    "Input should be a valid string": "a text",
+    "Input should be a valid integer": "a whole number",
+    "Input should be a valid number": "a number",
+    "Input should be a valid boolean": "true or false",
+    "Input should be a valid list": "a list",
+    "Input should be a valid dictionary": "a mapping",
+    "Input should be a valid dictionary or instance of ": "a mapping",
+    "Keys should be strings": "a key in letters",
+    "List should have at least 1 item after validation, not 0": "a list with at least one entry",
+}
+"""pydantic's words -> ours."""
+
+
+def should_be(name: str, messages: Iterable[str], given: Any) -> str:
+    """The sentence for a setting whose value is of the wrong kind: `seeds should be a whole number; got '3'. ...`.
+
+    Args:
+        messages: pydantic's, one for each form that the setting may have.
+    """
+    wanted = [_PLAIN.get(re.sub(r"\w+Settings", "", message), message) for message in messages]
+    text = " or ".join(dict.fromkeys(re.sub("^Input should be ", "", message) for message in wanted))
+    meant = nearest(str(given), re.findall(r"'(\w+)'", text)) + _as_meant(name.rpartition(".")[2], text, given)
+    return f"{name} should be {text}; got {given!r}.{meant}"
+
+
+def _as_meant(key: str, wanted: str, given: Any) -> str:
+    """How what was probably meant is written, where YAML or Python read it as something else; empty where that is not clear."""
+    if isinstance(given, bool) and "true or false" not in wanted and ("text" in wanted or "'" in wanted):
+        return " YAML reads yes, no, on and off as true and false: write a text of that kind in quotes."
+    if isinstance(given, str) and "number" in wanted and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given, re.IGNORECASE):
+        return " Write it without quotes."
+    # a list of one is what a single entry means
+    if wanted == "a list" and isinstance(given, str | int | dict) and not isinstance(given, bool):
+        return f" Write `{key}: {_in_yaml([given])}`."
+    return ""
+
+
+def _in_yaml(value: Any) -> str:
+    import yaml
+
+    try:
+        text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    except yaml.YAMLError:  # an object of a program's
+        return str(value)
+    return text.strip()

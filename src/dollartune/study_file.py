@@ -6,6 +6,7 @@ study.yaml ──> YAML ──> paths counted from the file's folder ──> Stu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ from dollartune.config import (
     SourceSettings,
     StudySettings,
 )
-from dollartune.errors import UserError, nearest
+from dollartune.errors import UserError, nearest, should_be
+from dollartune.methods.spelling import named_methods
 from dollartune.train.settings import TrainingSettings
 
 
@@ -47,6 +49,13 @@ class _Loader(yaml.SafeLoader):
             seen[key] = line
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # of Python's own `date` and `int`, for what looks like a date or a number
+            problem = f"{node.value!r} is read as a date or a number and is none ({error}); a text is written in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 # YAML 1.1 wants a dot and a sign in the exponent (1.0e-4); people write 1e-4.
 _Loader.add_implicit_resolver(
@@ -62,18 +71,24 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     """
     try:
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where_in_file = f"line {mark.line + 1}" if mark else "somewhere"
-        raise UserError(
-            f"{where}, {where_in_file}: not valid YAML: {getattr(error, 'problem', None) or error}."
-        ) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{where}, {_why_no_yaml(error)}.") from None
     except UserError as error:
         raise UserError(f"{where}, {error.message}") from None
     if not isinstance(data, dict):
         what = {type(None): "it is empty", list: "it holds a list"}.get(type(data), f"it holds {str(data)[:40]!r}")
         raise UserError(f"{where} must hold `key: value` lines; {what}.", hint="dollartune init data.csv")
     return data
+
+
+def _why_no_yaml(error: Exception) -> str:
+    """Where and why a text is no YAML."""
+    mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or error)
+    if isinstance(error, yaml.reader.ReaderError):
+        problem = f"it holds the character #x{error.character:04x}, which no text file has"
+    if "'\\t'" in problem:
+        problem += "; indent by spaces, not by tabs"
+    return f"{f'line {mark.line + 1}' if mark else 'somewhere'}: not valid YAML: {problem}"
 
 
 def load_study(
@@ -91,7 +106,9 @@ def load_study(
     if isinstance(source, Mapping):
         data, where = dict(source), "the study"
     else:
-        path = Path(source)
+        path = Path(source).expanduser()
+        if path.is_dir():
+            raise _no_file_but_folder(path)
         if not path.is_file():
             siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
             raise UserError(
@@ -111,6 +128,7 @@ def load_study(
         # Before overrides, so that `--name` still wins.
         data.setdefault("name", path.stem)
         data = _relative_to(data, path.parent)
+    overrides, data = _paths_as_texts(overrides), _paths_as_texts(data)
     # None is a command-line option that was not given.
     stated = {key: value for key, value in overrides.items() if value is not None}
     one_list = {"task", "tasks"}  # either of them stands in place of both
@@ -125,6 +143,27 @@ def load_study(
     if not settings.tasks:
         raise UserError(f"{where}: there is no `task:`.", hint="dollartune tasks ls")
     return settings
+
+
+def _paths_as_texts(value: Any) -> Any:
+    """Paths of a program's (`task=Path("rows.csv")`) as a study file writes them."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _paths_as_texts(one) for key, one in value.items()}
+    return [_paths_as_texts(one) for one in value] if isinstance(value, list) else value
+
+
+def _no_file_but_folder(folder: Path) -> UserError:
+    """The error for a folder in place of a study file; names the file that was meant where one is in it."""
+    if (folder / "trials").is_dir():
+        return UserError(
+            f"{str(folder)!r} is the folder of a study that has run; its study file is wanted here.",
+            hint=f"What it found: dollartune results {folder}",
+        )
+    inside = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
+    hint = f"In it: {', '.join(inside[:5])}" if inside else f"A study file for data in it: dollartune init {folder}"
+    return UserError(f"{str(folder)!r} is a folder; a study file (YAML) is wanted.", hint=hint)
 
 
 def _with(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -149,11 +188,18 @@ def _with(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str,
 
 
 def _relative_to(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths in a study file count from the file's folder: the backbone, the data and the data root."""
+    """Paths in a study file count from the file's folder: the backbone, the data, the data root, the text on forgetting."""
     data = dict(data)
+
+    def full(path: str) -> str:
+        return str((folder / Path(path).expanduser()).resolve())
+
     for key in ("data_root", "begin_with"):
         if isinstance(data.get(key), str):
-            data[key] = str((folder / Path(data[key]).expanduser()).resolve())
+            data[key] = full(data[key])
+    evaluation = data.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("general_text"), str):
+        data["evaluation"] = {**evaluation, "general_text": full(evaluation["general_text"])}
     backbone = data.get("backbone")
     data["backbone"] = (
         [_backbone_path(b, folder) for b in backbone]
@@ -218,38 +264,45 @@ def _sentences(error: ValidationError, where: str, data: Mapping[str, Any]) -> t
             hints += [hint] if (hint := problem["ctx"]["hint"]) else []
         elif problem["type"] == "extra_forbidden":
             fields = _keys_of(_model_at(path[:-1]))
-            lines[f"{where}: unknown key {name!r}.{nearest(path[-1], fields)} Known here: {', '.join(fields)}."] = None
+            meant = _elsewhere(path[-1]) or nearest(path[-1], fields)
+            lines[f"{where}: unknown key {name!r}.{meant} Known here: {', '.join(fields)}."] = None
         elif problem["type"] == "missing":
             lines[f"{where}: the key {name!r} is missing."] = None
+        elif problem["type"] == "value_error":
+            lines[f"{where}: {name}: {problem['ctx']['error']}."] = None
         # A mistake inside the mapping is the one that was meant; that the mapping is no name either is left out.
         elif not any(other[: len(path)] == path and len(other) > len(path) for other in paths):
             kinds.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
     for name, (messages, given) in kinds.items():
-        wanted = [_PLAIN.get(re.sub(r"\w+Settings", "", message), message) for message in messages]
-        text = " or ".join(dict.fromkeys(re.sub("^(Input should be|Value error,) ", "", message) for message in wanted))
-        valid = re.findall(r"'(\w+)'", text)
-        lines[f"{where}: {name} should be {text}; got {given!r}.{nearest(str(given), valid)}"] = None
+        lines[f"{where}: {should_be(name, messages, given)}"] = None
     return list(lines), next(iter(hints), None)
 
 
-_PLAIN = {
-    "Input should be a valid string": "a text",
-    "Input should be a valid integer": "a whole number",
-    "Input should be a valid number": "a number",
-    "Input should be a valid boolean": "true or false",
-    "Input should be a valid list": "a list",
-    "Input should be a valid dictionary": "a mapping",
-    "Input should be a valid dictionary or instance of ": "a mapping",
-    "Keys should be strings": "a key in letters",
-    "List should have at least 1 item after validation, not 0": "a list with at least one entry",
-}
-"""pydantic's words -> ours."""
+def places_of_keys() -> dict[str, str]:
+    """Key of a mapping inside a study file -> the key that the mapping stands under, where one place alone has it."""
+    places: dict[str, list[str]] = {}
+    for place, model in _INSIDE.items():
+        for key in model.model_fields:
+            places.setdefault(key, []).append(place)
+    return {key: of_key[0] for key, of_key in places.items() if len(of_key) == 1}
+
+
+def _elsewhere(key: str) -> str:
+    """A clause on where a key belongs that is unknown where it stands: ` It stands under `training:`.`, or nothing."""
+    if (place := places_of_keys().get(key)) is not None:
+        return f" It stands under `{place}:`."
+    if key in _keys_of(StudySettings):
+        return " It stands at the top of the file."
+    # as `lr`, which each method has of its own
+    if any(key in method.settings for method in named_methods()):
+        return f" It is a setting of methods: `- NAME: {{{key}: ...}}` under `methods:`."
+    return ""
 
 
 def _keys_on_the_way(location: tuple[int | str, ...]) -> tuple[str, ...]:
     """The keys on the way to a problem, without pydantic's names for the ways in which a value may be written."""
     # pydantic puts the branch of a union into the location: backbone.list[...].0.BackboneSettings.nmae.
-    types = re.compile(r"(str|int|float|bool|\w+Settings|(list|dict|literal)\[.*\])")
+    types = re.compile(r"(str|int|float|bool|constrained-\w+|\w+Settings|(list|dict|literal)\[.*\])")
     return tuple(str(part) for part in location if isinstance(part, int) or not types.fullmatch(part))
 
 
@@ -267,18 +320,21 @@ def _keys_of(model: type[BaseModel]) -> list[str]:
 
 def _model_at(path: Sequence[str]) -> type[BaseModel]:
     """The settings class that a path of keys leads to."""
-    known: dict[str, type[BaseModel]] = {
-        "backbone": BackboneSettings,  # also inside a list: backbone.0.nmae
-        "budget": BudgetSettings,
-        "search": SearchSettings,
-        "limits": ServingLimits,
-        "training": TrainingSettings,
-        "evaluation": EvaluationSettings,
-        "ablations": AblationSettings,
-        "source": SourceSettings,
-        "engine": EngineSettings,
-    }
-    return known.get(path[0], StudySettings) if path else StudySettings
+    return _INSIDE.get(path[0], StudySettings) if path else StudySettings
+
+
+_INSIDE: dict[str, type[BaseModel]] = {
+    "backbone": BackboneSettings,  # also inside a list: backbone.0.nmae
+    "budget": BudgetSettings,
+    "search": SearchSettings,
+    "limits": ServingLimits,
+    "training": TrainingSettings,
+    "evaluation": EvaluationSettings,
+    "ablations": AblationSettings,
+    "source": SourceSettings,
+    "engine": EngineSettings,
+}
+"""Key -> what the mapping under it may say."""
 
 
 def read_assignments(texts: Sequence[str]) -> dict[str, Any]:
@@ -287,17 +343,23 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: there is no `=`, or the value is not YAML.
     """
-    assignments = {}
+    assignments: dict[str, Any] = {}
     for text in texts:
         key, sign, value = text.partition("=")
-        if not sign or not key.strip():
+        key = key.strip()
+        if not sign or not key:
             raise UserError(f"--set takes KEY=VALUE; got {text!r}.", hint="--set training.batch_size=16")
+        if key in assignments:
+            raise UserError(f"--set gives {key} twice: {assignments[key]!r} and {value!r}.")
         try:
-            assignments[key.strip()] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError:
+            assignments[key] = yaml.load(value, Loader=_Loader)
+        except (yaml.YAMLError, RecursionError) as error:
             raise UserError(
-                f"--set {key}: {value!r} is not a value in YAML.", hint="--set 'scales=[100, all]'"
+                f"--set {key}: {value!r} is not a value in YAML: {getattr(error, 'problem', None) or error}.",
+                hint="--set 'scales=[100, all]'",
             ) from None
+        except UserError as error:
+            raise UserError(f"--set {key}: {error.message}") from None
     return assignments
 
 
@@ -307,6 +369,20 @@ def split_methods(text: str) -> list[str]:
     if not all(parts):
         raise UserError(f"--methods takes names with commas between; got {text!r}.", hint="--methods lora,full")
     return parts
+
+
+def read_scales(text: str) -> list[int | str]:
+    """`100,1000,all` -> [100, 1000, "all"].
+
+    Raises:
+        UserError: a number is cut by a comma, as in `1,000`.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if any(re.fullmatch(r"0\d+", part) for part in parts):
+        raise UserError(
+            f"--scales {text}: a comma separates numbers, so write 1000 for 1,000.", hint="--scales 100,1000"
+        )
+    return [int(part) if part.isascii() and part.isdigit() else part for part in parts]
 
 
 def read_seeds(text: str) -> int | list[int]:

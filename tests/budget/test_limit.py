@@ -45,6 +45,31 @@ def test_refused_with_a_word(given: Any) -> None:
         parse_budget(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        # as a plural of `m`, `ms` would be minutes
+        ("300 ms", "is not a length of time"),
+        ("5 hs", "is not a length of time"),
+        ("10", "'10' has no unit: dollars, or how much time?"),
+        ("1:30", "'1:30' has no unit"),
+        (90, "90 has no unit"),
+        ("1,5 min", "'1,5 min': a comma separates memory; write 1.5 and 1000"),
+        ("$1,000", "'$1,000': a comma separates memory"),
+    ],
+)
+def test_what_is_nearly_an_amount_is_not_read_as_another(given: Any, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_budget(given)
+    assert sentence in caught.value.message
+    assert "'20 min'" in str(caught.value.hint)
+
+
+def test_units_in_full_and_in_short() -> None:
+    for text in ("2 h", "2 hr", "2hrs", "2 hour", "2 hours", "120 m", "120 mins", "7200 secs"):
+        assert parse_seconds(text) == 7200
+
+
 def test_the_limit_that_ends_first_counts() -> None:
     assert in_seconds(None, 1.0, 3.0) == pytest.approx(1200)
     assert in_seconds(60.0, 1.0, 3.0) == 60

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from dollartune.errors import UserError
+from dollartune.study.api import Study
+
 
 @pytest.mark.parametrize(
     ("method", "sentence"),
@@ -16,7 +19,7 @@ import pytest
         ({"bitfit": {"lr": 0}}, "a learning rate is above 0"),
         ({"houlsby": {"lr": 500.0}}, "at most 10, got 500.0"),
         ({"ia3": {"weight_decay": -0.1}}, "a weight decay is 0 to 1"),
-        ({"adalora": {"alpha": -4.0}}, "setting 'alpha': Input should be greater than 0"),
+        ({"adalora": {"alpha": -4.0}}, "setting 'alpha' should be greater than 0; got -4.0"),
         ({"lora": {"alpha_pattern": {"*.v_proj": 0.0}}}, "alpha_pattern"),
         ({"lora": {"rank_pattern": {"*.v_proj": 0}}}, "rank_pattern"),
         ({"norm": {"layers": "first 150%"}}, "'first 150%' is more than all of them"),
@@ -170,3 +173,21 @@ def test_a_method_all_of_whose_trials_fail_ends_with_status_1(
     assert "no score: bitfit" in error
     assert "failed: bitfit" in out
     assert "zero_shot" in out
+
+
+def test_a_study_file_where_its_copy_would_go_is_not_written_over(
+    command: Any, study_file: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "studies" / "moods"
+    folder.mkdir(parents=True)
+    mine = folder / "study.yaml"
+    mine.write_text("# my words\n" + study_file().read_text())
+    before = mine.read_text()
+    for verb in (("run", mine), ("run", mine, "--fresh")):
+        code, _, error = command(*verb)
+        assert code == 2
+        assert "would be written over" in error
+    with pytest.raises(UserError, match="would be written over"):
+        Study(mine)
+    assert mine.read_text() == before
+    assert Study(mine, name="others").store.root == tmp_path / "studies" / "others"

@@ -61,9 +61,10 @@ def test_clear_leaves_what_is_not_its_own(store: Store) -> None:
     store.write("a", record("a"))
     for name in ("ledger.jsonl", "index.sqlite", "study.previous.yaml"):  # 0.1 left the last two
         (store.root / name).write_text("")
-    (store.root / "my notes.txt").write_text("mine")
+    for name in ("my notes.txt", "study_of_mine.yaml"):
+        (store.root / name).write_text("mine")
     store.clear()
-    assert [path.name for path in store.root.iterdir()] == ["my notes.txt"]
+    assert sorted(path.name for path in store.root.iterdir()) == ["my notes.txt", "study_of_mine.yaml"]
     assert store.planned() is None
 
 

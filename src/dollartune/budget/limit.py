@@ -15,7 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from dollartune.errors import UserError, unknown_name
 
-_SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+SECONDS_PER = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+}
+"""Units of time as people write them. Every plural by name: `ms`, read as a plural, would be minutes."""
 _PART = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
 _DOLLARS = re.compile(r"\$\s*(\d+(?:\.\d+)?|\.\d+)|(\d+(?:\.\d+)?|\.\d+)\s*(?:\$|usd|dollars?)", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]i?b)", re.IGNORECASE)
@@ -79,7 +84,8 @@ class BudgetSettings(BaseModel):
         units = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}
         given = [unit for unit in units if unit in data]
         if len(given) > 1 or isinstance(data[given[0]], bool) or not isinstance(data[given[0]], int | float):
-            raise ValueError(f"one of seconds, minutes and hours, as a number; got {', '.join(given)}")
+            written = ", ".join(f"{unit}: {data[unit]!r}" for unit in given)
+            raise ValueError(f"time is one of seconds, minutes and hours, as a number; got {written}")
         rest = {key: value for key, value in data.items() if key != given[0]}
         return {**rest, "seconds": float(data[given[0]] * units[given[0]])}
 
@@ -128,7 +134,9 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
         UserError: anything else, or an amount of nothing.
     """
     if not isinstance(text, str):
-        raise UserError(f"budget {text!r}: dollars or seconds?", _EXAMPLES)
+        raise UserError(f"{text!r} has no unit: dollars, or how much time?", _EXAMPLES)
+    if re.search(r"\d,\d", text):
+        raise UserError(f"{text!r}: a comma separates memory; write 1.5 and 1000, not 1,5 and 1,000.", _EXAMPLES)
     given, _, memory = text.partition(",")
     if memory and parse_bytes(memory.strip()) is None:
         raise UserError(f"{memory.strip()!r} is no size of memory.", _EXAMPLES)
@@ -139,6 +147,8 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
         amount, who = match[1], (match[2] or "method").lower()
     if who not in ("method", "study", "trial"):
         raise unknown_name("budget 'per'", who, ("method", "study", "trial"))
+    if re.fullmatch(r"[\d.:]*", amount):
+        raise UserError(f"{text!r} has no unit: dollars, or how much time?", _EXAMPLES)
     money = _DOLLARS.fullmatch(amount)
     value = float(money[1] or money[2]) if money else parse_seconds(amount)
     if not value > 0:
@@ -179,13 +189,11 @@ def parse_seconds(text: str) -> float:
     """
     total, position = 0.0, 0
     for part in _PART.finditer(text):
-        unit = part[2].lower()
-        # Only then: `s` itself would be nothing without its last letter.
-        unit = unit if unit in _SECONDS else unit.removesuffix("s")
+        seconds = SECONDS_PER.get(part[2].lower())
         # A gap is text that is no length of time ("20 min or so"); half of it must not count.
-        if part.start() != position or unit not in _SECONDS:
+        if part.start() != position or seconds is None:
             break
-        total += float(part[1]) * _SECONDS[unit]
+        total += float(part[1]) * seconds
         position = part.end()
     if not text.strip() or position != len(text):
         raise UserError(f"{text!r} is not a length of time.", _EXAMPLES)

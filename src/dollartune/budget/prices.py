@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from dollartune.budget.limit import SECONDS_PER
 from dollartune.errors import UserError, unknown_name
 
 TABLE = Path(__file__).with_name("machines.yaml")
 USER_TABLE = "DOLLARTUNE_MACHINES"
 """Environment variable with the path of the user's own table."""
 _GIB, _TERA, _GIGA = 2**30, 1e12, 1e9
-_PER_HOUR = {"h": 1.0, "hr": 1.0, "hour": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "s": 3600.0, "sec": 3600.0}
 _PRICE = re.compile(r"\$?\s*(\d+(?:\.\d+)?|\.\d+)\s*(?:\$|usd|dollars?)?\s*(?:(?:/|per)\s*([a-z]+))?", re.IGNORECASE)
 
 
@@ -101,7 +101,7 @@ def _read(file: Path, known: Mapping[str, Machine]) -> dict[str, Machine]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf8"))
     except FileNotFoundError as error:
         raise UserError(f"there is no table of machines at {file}.", f"Check --machines or {USER_TABLE}.") from error
     except yaml.YAMLError as error:
@@ -193,12 +193,10 @@ def parse_price(value: str | float) -> float:
             raise UserError(f"a price must be a finite number of at least 0, got {value}.")
         return float(value)
     match = _PRICE.fullmatch(value.strip()) if isinstance(value, str) else None
-    unit = (match[2] or "h").lower() if match else ""
-    # As in `limit.parse_seconds`: "hours" is "hour", but "s" is a second.
-    unit = unit if unit in _PER_HOUR else unit.removesuffix("s")
-    if match is None or unit not in _PER_HOUR:
+    seconds = SECONDS_PER.get((match[2] or "h").lower()) if match else None
+    if match is None or seconds is None:
         raise UserError(f"{value!r} is not a price.", "Write dollars per time: 2.49/h, $2.49/h, 0.04/min.")
-    return float(match[1]) * _PER_HOUR[unit]
+    return float(match[1]) * (SECONDS_PER["h"] / seconds)
 
 
 OLD_MONTHS = 6

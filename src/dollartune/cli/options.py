@@ -40,13 +40,13 @@ def overrides(
     seeds: str | None, methods: str | None, scales: str | None, budget: str | None, sets: list[str] | None
 ) -> dict[str, Any]:
     """What the command line says in place of the file, for `study_settings`."""
-    from dollartune.study_file import read_assignments, read_seeds, split_methods
+    from dollartune.study_file import read_assignments, read_scales, read_seeds, split_methods
 
     return {
         "sets": read_assignments(sets or []),
         "seeds": None if seeds is None else read_seeds(seeds),
         "methods": None if methods is None else split_methods(methods),
-        "scales": None if scales is None else [int(s) if s.strip().isdigit() else s.strip() for s in scales.split(",")],
+        "scales": None if scales is None else read_scales(scales),
         "budget": budget,
     }
 
@@ -81,6 +81,8 @@ def study_settings(
         from dollartune.study.downscale import shrink
 
         settings = shrink(settings)
+    if study.name == "study.yaml":
+        store_of(settings, study).need_other_file(study)
     # A study that has not begun decides nothing; what reads records takes a twentieth of a second to load.
     begun = not fresh and _folder_of(settings, study).exists()
     return store_of(settings, study).as_begun(settings) if begun else settings

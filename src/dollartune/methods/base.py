@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from dollartune.backbones.anatomy import Anatomy, BackboneKind, Site, SiteKind
-from dollartune.errors import UserError, nearest
+from dollartune.errors import UserError, nearest, should_be
 from dollartune.methods.selection import NothingSelected, Selection
 
 if TYPE_CHECKING:
@@ -447,6 +447,10 @@ def _explain(method: str, config: type[BaseModel], error: ValidationError) -> Us
                 f"method {method!r} has no setting {name!r}.{nearest(name, fields)} It has {', '.join(fields)}."
             )
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"method {method!r}, setting {name!r}: {message}, got {problem['input']!r}.")
+            if problem["type"] == "value_error":
+                lines.append(
+                    f"method {method!r}, setting {name!r}: {problem['ctx']['error']}, got {problem['input']!r}."
+                )
+            else:
+                lines.append(should_be(f"method {method!r}, setting {name!r}", [problem["msg"]], problem["input"]))
     return UserError("\n".join(lines), hint=f"dollartune methods show {method}")

@@ -74,8 +74,11 @@ def named_methods() -> tuple[NamedMethod, ...]:
     return tuple(sorted(named, key=lambda one: one.name))
 
 
-def check_spelling(spec: Any) -> None:
+def check_spelling(spec: Any, elsewhere: Mapping[str, str] | None = None) -> None:
     """Refuses an entry of `methods:` whose name, or one of whose settings, is not known.
+
+    Args:
+        elsewhere: keys that belong to no method -> the key of a study file that they stand under.
 
     Raises:
         UserError: with the nearest name. Nothing is said where another package offers methods, as theirs are not known here.
@@ -85,7 +88,7 @@ def check_spelling(spec: Any) -> None:
         return
     if isinstance(spec, list):
         for one in spec:
-            check_spelling(one)
+            check_spelling(one, elsewhere)
         return
     if isinstance(spec, str):
         name, settings = parse_call(spec)
@@ -103,9 +106,13 @@ def check_spelling(spec: Any) -> None:
         raise unknown_name("method", str(name), known, hint="dollartune methods ls", listed=names)
     for key in settings:
         if key not in method.settings:
+            meant = nearest(str(key), method.settings)
+            if place := (elsewhere or {}).get(str(key)):
+                meant = f" It stands under `{place}:`, not in a method."
+            elif others := [one.name for one in named_methods() if key in one.settings]:
+                meant = f" It is one of {', '.join(others)}."
             raise UserError(
-                f"method {method.name!r} has no setting {key!r}.{nearest(str(key), method.settings)} "
-                f"It has {', '.join(method.settings)}.",
+                f"method {method.name!r} has no setting {key!r}.{meant} It has {', '.join(method.settings)}.",
                 hint=f"dollartune methods show {method.name}",
             )
 

@@ -159,8 +159,8 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
     assert first is not None
     merged = first.model_copy(
         update={
-            "name": out.name,
-            "output": str(out.parent),
+            "name": out.resolve().name,  # also of `.`
+            "output": str(out.resolve().parent),
             "methods": _union(method for one in known for method in one.methods),
             "scales": tuple(_union(scale for one in known for scale in one.scales)),
             "seeds": tuple(_union(seed for one in known for seed in one.seeds)),

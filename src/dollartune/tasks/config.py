@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dollartune.errors import UserError, nearest
+from dollartune.errors import UserError, nearest, should_be
 from dollartune.tasks.labels import label_text
 
 
@@ -134,7 +134,7 @@ class TaskConfig(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise UserError("; ".join(_explained(problem) for problem in error.errors())) from error
+            raise UserError("\n".join(_explained(error.errors()))) from error
 
 
 _SHARED = {
@@ -162,11 +162,24 @@ _APPLIES: dict[str, set[str]] = {
 }
 
 
-def _explained(problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = sorted(TaskConfig.model_fields)
-        return f"unknown key {key!r} in task.{nearest(key, known)} Known: {', '.join(known)}."
-    if problem["type"] == "value_error":
-        return f"task: {problem['ctx']['error']}."
-    return f"task.{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}; given: {problem['input']!r}."
+def _explained(problems: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each key of which something is wrong."""
+    lines: list[str] = []
+    # by key: one that may be a text or a list of texts has a problem for each of the two
+    kinds: dict[str, tuple[list[str], Any]] = {}
+    for problem in problems:
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            known = sorted(TaskConfig.model_fields)
+            lines.append(f"unknown key {key!r} in task.{nearest(key, known)} Known: {', '.join(known)}.")
+        elif problem["type"] == "value_error":
+            lines.append(f"task: {problem['ctx']['error']}.")
+        else:
+            # of an entry of a list or a mapping, `[1]` or `.no`, which says more than the whole of it
+            inside = "".join(f".{part}" for part in problem["loc"][1:] if part not in ("str", "list[str]"))
+            kinds.setdefault(f"task.{key}{inside}", ([], problem["input"]))[0].append(problem["msg"])
+    return lines + [
+        should_be(name, messages, given)
+        for name, (messages, given) in kinds.items()
+        if not any(other.startswith(f"{name}.") for other in kinds)
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.errors import UserError, unknown_name
+from dollartune.errors import UserError, nearest, unknown_name
 from dollartune.tasks.base import Example, SplitName, Task, TaskKind, Template
 from dollartune.tasks.class_counts import class_notes
 from dollartune.tasks.columns import NAME_ANSWER, Columns, choose_columns
@@ -259,6 +259,12 @@ def _checked(task: Task) -> Task:
             raise UserError(
                 f"measure {name!r} is for {metric.kind}, and task {task.name!r} is {task.kind}.",
                 "See `dollartune tasks show`.",
+            )
+        # now, and not where it is scored, when training is paid
+        if metric.of_class is not None and metric.of_class not in task.labels:
+            raise UserError(
+                f"measure {name!r}: task {task.name!r} has no label {metric.of_class!r}.{nearest(metric.of_class, task.labels)} "
+                f"It has {', '.join(task.labels)}."
             )
     return task
 

@@ -71,7 +71,8 @@ def plan(settings: StudySettings, read_rows: bool = True) -> tuple[list[Trial], 
     notes += [note for outline in outlines for note in outline.notes]
     notes += [f"left out: {problem}" for problem in left_out]
     if not trials:
-        raise UserError("nothing is left to run:\n" + "\n".join(dict.fromkeys(notes)))
+        # the reasons alone: among what was guessed of the data they are not seen
+        raise UserError("nothing is left to run:\n" + "\n".join(dict.fromkeys(left_out)))
     if read_rows:
         notes += _too_few_rows(settings, tasks)
     if settings.budget is not None:
@@ -161,6 +162,13 @@ def _wanted(backbones: Sequence[BackboneSettings], listed: Sequence[Trial]) -> l
 
 def _check_names_of_tasks(backbones: Sequence[BackboneSettings], tasks: Sequence[Task]) -> None:
     names = [task.name for task in tasks]
+    for name in names:
+        # tables, charts and comparisons tell tasks apart by their names
+        if names.count(name) > 1:
+            raise UserError(
+                f"{names.count(name)} tasks are called {name!r}, and their scores would stand in one table.",
+                hint="Give one another name: tasks: [..., {data: FILE, name: NAME}]",
+            )
     for backbone in backbones:
         for name in backbone.tasks or ():
             if name not in names:
@@ -320,8 +328,8 @@ def _too_few_rows(settings: StudySettings, tasks: Sequence[Task]) -> list[str]:
     """A sentence on every scale that a task has not enough training rows for."""
     asked = [scale for scale in settings.scales if scale is not None]
     notes = []
-    for task in tasks if asked else []:
-        have = len(task.load()["train"])
+    for task in tasks:
+        have = len(task.load()["train"])  # all rows too: data that are not there would fail every trial
         short = sorted(scale for scale in asked if scale > have)
         if not have:
             raise UserError(f"task {task.name!r} has no training rows.")

@@ -43,6 +43,18 @@ class Store:
         # After the folder and study.yaml, so that whoever sees a plan finds what it was made from.
         self.plan(trials)
 
+    def need_other_file(self, study: Path) -> None:
+        """Refuses a study file that lies where a run writes down what was asked: its comments would be lost.
+
+        Raises:
+            UserError: it does.
+        """
+        if study.resolve() == (self.root / "study.yaml").resolve() and not (self.root / "trials").is_dir():
+            raise UserError(
+                f"{study} would be written over: {self.root} is the folder of this study too, and its own study.yaml goes there.",
+                hint="Give the file another name, or the folder: --output FOLDER.",
+            )
+
     def plan(self, trials: Sequence[str]) -> None:
         """Writes down which trials the study consists of: those that results and reports are about.
 
@@ -92,7 +104,7 @@ class Store:
         for name in ("trials", "report", "searches"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         # version 0.1 also left an index.sqlite and a study.previous.yaml
-        for pattern in ("ledger.*", "index.sqlite*", "study*.yaml", "plan.json", "accounts.json"):
+        for pattern in ("ledger.*", "index.sqlite*", "study.yaml", "study.previous.yaml", "plan.json", "accounts.json"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
 
