@@ -29,6 +29,13 @@ def refused(command: Any, *arguments: object) -> str:
         ({"sceds": 3}, ["unknown key 'sceds'. Did you mean 'seeds'?"]),
         ({"methods": ["lorra"]}, ["unknown method 'lorra'. Did you mean 'lora'?", "dollartune methods ls"]),
         ({"methods": [{"lora": {"rnak": 2}}]}, ["no setting 'rnak'. Did you mean 'rank'?"]),
+        (
+            {"methods": [{"lora": {"epochs": 2}}]},
+            ["no setting 'epochs'. It stands under `training:`, not in a method."],
+        ),
+        ({"methods": [{"lora": {"tokens": 2}}]}, ["no setting 'tokens'. It is one of ", "prompt"]),
+        ({"data_root": "nowhere"}, ["data_root: there is no folder"]),
+        ({"evaluation": {"general_text": "nowhere.txt"}}, ["evaluation.general_text: there is no file"]),
         ({"methods": [{"lora": {"where": "self_atn.q"}}]}, ["role 'self_atn.q'. Did you mean 'self_attn.q'?"]),
         ({"task": "bolq"}, ["unknown task 'bolq'. Did you mean 'boolq'?"]),
         ({"backbone": "tiny-decodr"}, ["unknown backbone 'tiny-decodr'. Did you mean 'tiny-decoder'?"]),

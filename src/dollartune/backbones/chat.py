@@ -274,7 +274,15 @@ def template_of(tokenizer: Any) -> str | None:
 @cache
 def stored_template(name: str) -> str | None:
     """The chat template of a backbone by its files alone, without loading its tokenizer; None where there is none."""
-    path = Path(resolve(name))
+    return _written_template(Path(resolve(name)), name)
+
+
+def template_in(folder: Path) -> str | None:
+    """The chat template in a folder that need not be a backbone's: an adapter may bring one along."""
+    return _written_template(folder, str(folder))
+
+
+def _written_template(path: Path, name: str) -> str | None:
     try:
         written = _file(path, name, "chat_template.jinja")
         if written is not None:

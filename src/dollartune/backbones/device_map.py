@@ -10,7 +10,6 @@ away. Nothing here costs anything where a backbone has no map.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from dollartune.backbones.swapped_forward import swapped_forward
-from dollartune.errors import UserError, nearest, unknown_name
+from dollartune.errors import UserError, nearest, need_package, unknown_name
 
 NamedMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 """`auto` and `balanced` fill GPUs evenly, `balanced_low_0` leaves room on the first, `sequential` fills one after another;
@@ -54,14 +53,6 @@ def parse_device_map(text: str | None) -> DeviceMap | None:
 
 
 _EXAMPLE = "A mapping is written as {model.layers.3: disk, '': 0}; '' stands for all other modules."
-
-
-def need_package(package: str, setting: str) -> None:
-    """Raises a `UserError` if a package that a setting needs is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"{setting} needs the package {package}, which is not installed.", hint=f"pip install {package}"
-        )
 
 
 def checked_device_map(device_map: DeviceMap, model: nn.Module) -> NamedMap | dict[str, int | str]:

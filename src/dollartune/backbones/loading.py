@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from dollartune.backbones.anatomy import Anatomy, read_anatomy
+from dollartune.backbones.checkpoint_files import nearest_folder, weights_problem
 from dollartune.backbones.device_map import (
     DeviceMap,
     checked_device_map,
@@ -34,7 +37,7 @@ from dollartune.backbones.quiet import quiet_transformers
 from dollartune.backbones.stored_names import drawn_parameters
 from dollartune.backbones.structure import read_structure
 from dollartune.backbones.weights_hash import weights_hash
-from dollartune.errors import UserError
+from dollartune.errors import UserError, unknown_name
 
 
 @dataclass
@@ -84,7 +87,17 @@ def read_config(name: str, trust_remote_code: bool = False) -> Any:
         if (words := missing_words(name)) is not None:
             raise UserError(*words) from None
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"backbone {name!r} cannot be read: {first}") from None
+        raise UserError(f"backbone {name!r} cannot be read: {first}{nearest_folder(name)}", _how_else(path)) from None
+
+
+def _how_else(path: str) -> str:
+    """What to do where a config cannot be read."""
+    if Path(path).is_dir():
+        return f"Compare {path}/config.json with the one of the model's makers."
+    offline = (
+        " (HF_HUB_OFFLINE is set: nothing is fetched)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    )
+    return f"Where there is a network{offline}: dollartune backbones get {path}. What is here: dollartune backbones ls"
 
 
 def read_shape(name: str, trust_remote_code: bool = False) -> Any:
@@ -131,7 +144,7 @@ def _auto_class(config: Any, objective: Objective) -> Any:
 
 
 def load_backbone(
-    name: str,
+    name: str | os.PathLike[str],
     objective: Objective | None = None,
     labels: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
@@ -158,8 +171,11 @@ def load_backbone(
     Raises:
         UserError: no such model, a family whose roles cannot be told, a map that cannot work, or a package that is missing.
     """
+    name = os.fspath(name)
     config = read_config(name, trust_remote_code)
     objective = objective or default_objective(config)
+    if objective not in get_args(Objective):
+        raise unknown_name("objective", str(objective), get_args(Objective))
     if objective == "classification" and labels:
         config.num_labels = len(labels)
         # Names go into the config, where a merged model's own users look for them.
@@ -238,7 +254,12 @@ def _pretrained(
                 output_loading_info=True,
                 **extra,
             )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the reader of a damaged file raises
+        folder = Path(resolve(name))
+        if folder.is_dir() and (problem := weights_problem(folder)) is not None:
+            raise UserError(f"backbone {name!r} cannot be loaded: {problem}.", hint=_FETCH_AGAIN) from None
+        if not isinstance(error, OSError | ValueError | SafetensorError):
+            raise
         if quantize == "nf4" and "dispatched on the CPU or the disk" in str(error):
             raise UserError(
                 f"backbone {name!r}: layers in 4 bits cannot be put away to memory or disk, as device_map would.",
@@ -260,7 +281,11 @@ def _pretrained(
 
 
 def load_processor(name: str, config: Any) -> Any:
-    """The tokenizer (padding token set) or the image processor of a backbone; None if the directory has neither."""
+    """The tokenizer (padding token set) or the image processor of a backbone; None if the directory has neither.
+
+    Where its files are missing transformers makes some tokenizers of nothing, for which every word is the unknown one: that is
+    none.
+    """
     from transformers import AutoImageProcessor, AutoTokenizer
 
     path = resolve(name)
@@ -274,10 +299,19 @@ def load_processor(name: str, config: Any) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError, TypeError):  # the last from classes that are given no vocabulary (Marian)
             return None
+    # real vocabularies are larger, and only small ones are looked through
+    if len(tokenizer) < _SMALLEST_VOCABULARY:
+        marks = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+        if len(tokenizer.get_vocab().keys() - marks) <= 1:  # T5's has the mark of a word's beginning besides
+            return None
     if tokenizer.pad_token_id is None:
         # Decoders have none. Padding is masked everywhere, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+_SMALLEST_VOCABULARY = 1000
+_FETCH_AGAIN = "Fetch or copy the model's files again, or take another: dollartune backbones ls"
 
 
 def empty_model(

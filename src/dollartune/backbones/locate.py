@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from dollartune.backbones.catalog import named_backbone, named_backbones
+from dollartune.backbones.checkpoint_files import nearest_folder, no_backbone
 from dollartune.backbones.embedded import embedded_names, embedded_path
 from dollartune.backbones.gguf import is_gguf, unpacked, unpacking_note
 from dollartune.errors import UserError, nearest
@@ -34,13 +35,17 @@ def resolve(name: str) -> str:
         return str(unpacked(path) if is_gguf(path) else path)
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise no_backbone(name, path)
         return str(path)
     if is_gguf(path):
         return str(unpacked(path))
     known = (*embedded_names(), *named_backbones())
-    if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
+    if name.startswith((".", "/", "~")) or name.endswith(".gguf") or path.is_file():
+        beside = path.parent / "config.json"
         raise UserError(
-            f"backbone {name!r} is neither a directory nor a GGUF file.",
+            f"backbone {name!r} is neither a directory nor a GGUF file."
+            + (f" Did you mean {str(path.parent)!r}?" if path.is_file() and beside.is_file() else nearest_folder(name)),
             hint="Give a hub id, a directory with a config.json, a .gguf file, or a name of `dollartune backbones ls`.",
         )
     # Without a slash it may be an old hub id (gpt2), so only a near miss is called a mistake.

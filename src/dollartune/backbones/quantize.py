@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollartune.backbones.device_map import need_package
+from dollartune.backbones.checkpoint_files import NF4_PACKAGES
+from dollartune.errors import need_package
 
 
 def nf4_settings(dtype: torch.dtype) -> Any:
@@ -21,7 +22,7 @@ def nf4_settings(dtype: torch.dtype) -> Any:
     Raises:
         UserError: bitsandbytes or accelerate is not installed.
     """
-    for package in ("bitsandbytes", "accelerate"):
+    for package in NF4_PACKAGES:
         need_package(package, "quantize: nf4")
     from transformers import BitsAndBytesConfig
 

@@ -13,7 +13,7 @@ FILE = Path(__file__).parent / "shapes.yaml"
 def _table() -> dict[str, dict[str, object]]:
     import yaml
 
-    table: dict[str, dict[str, object]] = yaml.safe_load(FILE.read_text())
+    table: dict[str, dict[str, object]] = yaml.safe_load(FILE.read_text(encoding="utf8"))
     return table
 
 

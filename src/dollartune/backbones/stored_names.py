@@ -27,7 +27,7 @@ def stored_names(name: str) -> frozenset[str]:
     try:
         return frozenset() if path is None else _names_in(path)
     # damaged, or a pickle of before zip files: loading reads it, or says what is wrong; a plan goes on without
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError):
         return frozenset()
 
 

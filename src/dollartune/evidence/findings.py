@@ -134,7 +134,7 @@ def _evaluate(node: ast.expr, symbols: Mapping[str, int], formula: Formula) -> i
 def _load(path: Path) -> Any:
     import yaml
 
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text(encoding="utf8"))
 
 
 @cache

@@ -65,7 +65,7 @@ def _notes(
     import torch
 
     from dollartune.planner.dry_run import bare_backbone
-    from dollartune.planner.study_plan import local_processor
+    from dollartune.planner.study_plan import local_folder, local_processor
     from dollartune.train.encoding import Encoder
 
     notes: list[str] = []
@@ -73,7 +73,7 @@ def _notes(
     classes = len(task.labels) if trial.objective == "classification" else 0
     bare = bare_backbone(wanted.name, trial.objective, torch.float32, "none", classes, wanted.trust_remote_code)
     bare.processor = local_processor(wanted)
-    if bare.processor is None or bare.kind == "vision":
+    if bare.kind == "vision" or (bare.processor is None and local_folder(wanted.name) is None):
         return notes
     encoder = Encoder(bare, settings.training.max_length, reserve)
     for part, sample in rows:

@@ -323,7 +323,7 @@ def _resolved(method: Method[Any], processor: Any) -> Method[Any]:
     return method if processor is None else method.resolve(processor)
 
 
-def _folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """Where a backbone's files are on this machine; None if they would have to be fetched."""
     path = Path(resolve(name))
     if path.is_dir():
@@ -336,7 +336,7 @@ def _folder(name: str) -> Path | None:
 
 def local_processor(wanted: BackboneSettings) -> Any:
     """A backbone's tokenizer, if it is on this machine; None if it would have to be fetched."""
-    if _folder(wanted.name) is None:
+    if local_folder(wanted.name) is None:
         return None
     return load_processor(wanted.name, read_shape(wanted.name, wanted.trust_remote_code))
 
@@ -347,7 +347,7 @@ def _no_weights(wanted: BackboneSettings) -> str | None:
         return "a device_map spreads it"
     if wanted.random_weights_seed is not None:
         return None
-    folder = _folder(wanted.name)
+    folder = local_folder(wanted.name)
     if folder is None:
         return "its weights are not on this machine"
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))

@@ -100,6 +100,8 @@ class Study:
         self.absent: list[str] = []
         """Methods that the study names and that could run on none of its backbones; known once it has run."""
         self.store = Store(Path(self.settings.output) / (self.settings.name or self._default_name()))
+        if isinstance(source, str | Path):
+            self.store.need_other_file(Path(source))
         self._stated = self.settings
         self.settings = self.store.as_begun(self.settings)
 
@@ -149,6 +151,9 @@ class Study:
         whole_process = seconds_before is not None  # then nobody else waits for what the start is needed for
         guard = starting(self.settings, self.store.root, time.monotonic() - began, fresh)
         with guard if whole_process else nullcontext():
+            from dollartune.study.precheck import check_names
+
+            check_names(self.settings, read_data=False)  # what needs no PyTorch, before it is imported
             from dollartune.study.runner import StudyRunner
             from dollartune.study.trackers import tracked
             from dollartune.trials.expand import absent_methods

@@ -37,7 +37,7 @@ class _Lengths(TypedDict):
 def _table() -> dict[str, _Lengths]:
     import yaml
 
-    table: dict[str, _Lengths] = yaml.safe_load(FILE.read_text())
+    table: dict[str, _Lengths] = yaml.safe_load(FILE.read_text(encoding="utf8"))
     return table
 
 

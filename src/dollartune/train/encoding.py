@@ -102,7 +102,11 @@ class Encoder:
         self.tokenizer = backbone.processor
         if self.tokenizer is None:
             raise UserError(
-                f"backbone {backbone.name!r} has no {'image processor' if self.kind == 'vision' else 'tokenizer'}."
+                f"backbone {backbone.name!r} has no {'image processor' if self.kind == 'vision' else 'tokenizer'}.",
+                hint="Copy its files from where the model came from into the model's folder: "
+                + (
+                    "preprocessor_config.json" if self.kind == "vision" else "tokenizer.json, or vocab.txt and its like"
+                ),
             )
         self.shortened = 0
         """How many inputs did not fit and were shortened."""

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dollartune.backbones.device_map import need_package
-from dollartune.errors import UserError
+from dollartune.errors import UserError, need_package
 
 if TYPE_CHECKING:
     from dollartune.methods.base import ParameterGroup
