@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dollartune import attach
+from dollartune import attach, load_backbone
 from dollartune.errors import UserError
 from dollartune.methods import IA3, LoRA, PromptTuning
 from dollartune.testing.tiny import tiny_backbone
@@ -119,3 +119,24 @@ def test_a_copy_is_refused_as_it_would_answer_with_the_original_adapter(model: A
     with pytest.raises(UserError, match="cannot be copied"):
         copy.deepcopy(tuned)
     tuned.detach()
+
+
+def test_what_cannot_be_attached_is_told(model: Any) -> None:
+    for given, told in (
+        ((), "no method is given, so nothing would be trained"),
+        (("lora",), "attach takes methods, one after another; got 'lora'"),
+        ((LoRA,), "attach takes methods, one after another; got <class"),
+        (([LoRA(rank=2)],), "attach takes methods, one after another; got [LoRA"),
+    ):
+        with pytest.raises(UserError) as caught:
+            attach(model, *given)  # type: ignore[arg-type]
+        assert told in caught.value.message
+        assert "LoRA(rank=8)" in str(caught.value.hint)
+    for wrong, told in (
+        ("tiny-encoder", "got str."),
+        (torch.nn.Linear(2, 2), "got Linear."),
+        (load_backbone("tiny-encoder"), "got Backbone (its `.model` is one)."),
+    ):
+        with pytest.raises(UserError) as caught:
+            attach(wrong, LoRA(rank=2))  # type: ignore[arg-type]
+        assert caught.value.message.endswith(told)

@@ -6,6 +6,7 @@ tuned.predict(["what a fine day"])
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,19 @@ from dollartune.planner.backbone_choice import choose_backbone
 from dollartune.study.api import Study
 from dollartune.study.progress import display_for_here
 from dollartune.study.status import settings_of
-from dollartune.tasks.in_memory import is_rows, rows_in_memory, write_rows
+from dollartune.study_file import split_methods
+from dollartune.tasks.in_memory import FORMS, is_rows, rows_in_memory, write_rows
 from dollartune.tasks.registry import load_task
 from dollartune.trials.store import Store
-from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_work, task_entry, tuning_study
+from dollartune.tuning import (
+    any_mistake,
+    hand_over,
+    need_place_for_adapter,
+    nothing_handed_over,
+    refuse_other_work,
+    task_entry,
+    tuning_study,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -139,7 +149,7 @@ class OldAndNew:
 
 def tune(
     data: Any,
-    backbone: str | None = None,
+    backbone: str | os.PathLike[str] | None = None,
     *,
     budget: str = "5 min",
     methods: Sequence[str] = (),
@@ -193,7 +203,11 @@ def tune(
     Raises:
         UserError: the data, a name or the budget cannot work, or nothing was tuned before the budget ended.
     """
-    folder = Path(out)
+    if not isinstance(data, str | os.PathLike) and not is_rows(data):
+        raise UserError(
+            f"data of type {type(data).__name__} is not understood; expected a file, a preset's name, {FORMS}."
+        )
+    folder, backbone = Path(out), None if backbone is None else os.fspath(backbone)
     told = {
         "label": label,
         "target": target,
@@ -217,7 +231,7 @@ def tune(
     results = study.run(fresh=fresh, display=shown, improved=lambda: hand_over(study.store, folder / "adapter"))
     record = hand_over(study.store, folder / "adapter")
     if record is None:
-        error = nothing_handed_over(study.store, study.settings.limits)
+        error = nothing_handed_over(study.store, study.settings.limits, all_failed=any_mistake(results.failed()))
         failed = "; ".join(dict.fromkeys(one.error.message for one in results.failed() if one.error.kind != "limit"))
         raise UserError(f"{error.message} {failed}".strip(), hint=error.hint)
     return TunedAdapter(folder / "adapter", record, results)
@@ -250,6 +264,12 @@ def tuning_settings(
         UserError: as `tuning_study`; or the adapter to begin with is of another backbone than the one named.
     """
     parsed = priced_budget(budget, price)  # before anything is loaded
+    for what, count in (("rows", rows), ("seeds", seeds), ("trials", trials)):
+        if count is not None and count < 1:
+            raise UserError(f"{what} is a number from 1 up; got {count}.")
+    if isinstance(methods, str):
+        methods = split_methods(methods)
+    need_place_for_adapter(out)
     before: _Before | None = None
     notes: list[str] = []
     if begin_with is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from dollartune.errors import UserError
 from dollartune.files import replace_folder
 from dollartune.methods.registry import method_class
 from dollartune.methods.spelling import parse_call
+from dollartune.methods.stored_adapter import CONFIG
 from dollartune.metrics import counts_rare_classes
 from dollartune.metrics import get as measure
 from dollartune.planner.readable_rows import READING_SHARE, readable_rows
@@ -222,10 +223,21 @@ def _changed_files(store: Store, settings: StudySettings) -> list[str]:
     ]
 
 
-def nothing_handed_over(store: Store, limits: ServingLimits | None) -> UserError:
-    """Why there is no adapter: what is nearest to the limits, where those ruled out all that was tried."""
+def any_mistake(failed: Iterable[FailedRecord]) -> bool:
+    """Whether a trial failed for another reason than the money's end or a limit, so that more money would not help."""
+    return any(record.error.kind not in ("budget", "limit") for record in failed)
+
+
+def nothing_handed_over(store: Store, limits: ServingLimits | None, all_failed: bool = False) -> UserError:
+    """Why there is no adapter: what is nearest to the limits, where those ruled out all that was tried.
+
+    Args:
+        all_failed: trials failed, for reasons that are told beside this.
+    """
     over = _over_limits(store)
     nearest = min(over, key=lambda r: limits.excess(_serving(r)), default=None) if limits is not None else None
+    if nearest is None and all_failed:
+        return UserError("there is no adapter to hand over.", hint="Mend what failed; the same command goes on.")
     if nearest is None:
         return UserError("there is no adapter to hand over.", hint="Raise --budget; the same command goes on.")
     return UserError(
@@ -242,6 +254,17 @@ def _over_limits(store: Store) -> list[FailedRecord]:
 def _serving(record: TrialRecord) -> ServingCost:
     facts = record.inference or RequestFacts()
     return facts.serving(record.cost.price_per_hour)
+
+
+def need_place_for_adapter(out: Path) -> None:
+    """Refuses a folder of somebody else's where the adapter will lie: it would be replaced.
+
+    Raises:
+        UserError: there is one.
+    """
+    place = out / "adapter"
+    if place.exists() and not (place / CONFIG).is_file() and not (place.is_dir() and not any(place.iterdir())):
+        raise UserError(f"{str(place)!r} is no adapter, and would be replaced by one.", hint="Give another --out.")
 
 
 def hand_over(store: Store, out: Path) -> TrialRecord | None:

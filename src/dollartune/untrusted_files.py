@@ -46,7 +46,8 @@ def read_json(path: Path) -> dict[str, Any]:
         # Before it is read: a config of gigabytes would fill the memory.
         size = path.stat().st_size
     except OSError:
-        raise UserError(f"{str(path.parent)!r} is not an adapter of this format: it has no {path.name}.") from None
+        why = f"it has no {path.name}" if path.parent.is_dir() else "there is no such folder"
+        raise UserError(f"{str(path.parent)!r} is not an adapter of this format: {why}.") from None
     if size > JSON_LIMIT_BYTES:
         raise UserError(f"{path} has {size:,} bytes; an adapter's config has at most {JSON_LIMIT_BYTES:,}.")
     try:

@@ -282,9 +282,22 @@ def attach(
     Examples:
         >>> attached = attach(model, LoRA(rank=8, where="self_attn.q self_attn.v"))
         >>> attached(input_ids=ids, attention_mask=mask).logits
+
+    Raises:
+        UserError: what is given is no model of transformers, or no method; or none is given.
     """
     from dollartune.backbones.loading import anatomy_of
+    from dollartune.methods.base import Method
 
+    example = "attach(model, LoRA(rank=8)), with `from dollartune.methods import LoRA`"
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        inside = " (its `.model` is one)" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise UserError(f"attach takes a model of transformers; got {type(model).__name__}{inside}.", hint=example)
+    for method in methods:
+        if not isinstance(method, Method):
+            raise UserError(f"attach takes methods, one after another; got {method!r}.", hint=example)
+    if not methods:
+        raise UserError("no method is given, so nothing would be trained.", hint=example)
     attached = Attached(model, anatomy_of(model), processor)
     attached.add(name, methods, seed)
     attached.activate(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -23,11 +24,16 @@ def main() -> None:
         print(f"dollartune {__version__}")
         sys.exit(0)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when PyTorch is imported
-    from dollartune.cli.app import app
+    from dollartune.cli.app import OutputClosed, app
     from dollartune.errors import UserError
 
+    for stream in (sys.stdout, sys.stderr):
+        # A label in Greek on a terminal of ASCII or Latin letters is written as \u03b1 rather than ending the program.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)  # typer turns Ctrl-C into the code 130
+        sys.stdout.flush()  # what is short is written only now, and whoever reads it may have gone
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -35,7 +41,9 @@ def main() -> None:
         # 128 + SIGINT, as shells have it.
         code = 130
     # `dollartune results | head`: 141 is what a shell reports for a process that SIGPIPE ended.
-    except BrokenPipeError:
+    except (OutputClosed, BrokenPipeError):
+        # else Python tries once more at its end, and complains
+        sys.stdout = open(os.devnull, "w", encoding="utf8")  # noqa: SIM115 - for the rest of the process
         sys.exit(141)
     except OSError as error:
         if error.errno in NO_ROOM:
@@ -75,7 +83,7 @@ def _wrong_place(error: OSError) -> str:
     if why is _IN_THE_WAY:
         # what was to lie in it is named by the error, and the file that is in the way was named by the user
         path = next((one for one in (path, *path.parents) if one.is_file()), path)
-    return f"{str(path)!r} {why}."
+    return f"{str(path)[:300]!r} {why}."
 
 
 def _no_room(error: OSError) -> str:
@@ -86,7 +94,8 @@ def _no_room(error: OSError) -> str:
 def _path_of(error: OSError) -> Path:
     from pathlib import Path
 
-    return Path(os.fsdecode(error.filename))
+    # of a rename the second one: the first is a name of ours
+    return Path(os.fsdecode(error.filename2 or error.filename))
 
 
 def _click_error(error: Exception) -> NoReturn:

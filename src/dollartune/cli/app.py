@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 VERBS = {
     "demo": "run.demo",
@@ -65,8 +65,21 @@ GROUPS = {
 EVERYWHERE = ("-q", "--quiet", "-v", "-vv", "--verbose")
 
 
+class OutputClosed(Exception):
+    """Whoever read what is printed has gone (`| head`). No OSError, for which typer has an exit status of its own."""
+
+
 class PlainCommand(TyperCommand):
-    """Help in the words of other programs: `STUDY...` and `<path>`, where typer writes `{STUDY...}...` and `<list[Path]>`."""
+    """Help in the words of other programs: `STUDY...` and `<path>`, where typer writes `{STUDY...}...` and `<list[Path]>`; and an
+    option of one value that is given twice is refused, where typer takes the last one without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for one in given if not ctx.resilient_parsing else ():  # a shell's completion asks for half a line
+            single = isinstance(one, TyperOption) and not (one.multiple or one.is_flag or one.count)
+            if single and sum(other is one for other in given) > 1:
+                ctx.fail(f"Option '{one.opts[0]}' is given twice; it takes one value.")
+        return super().parse_args(ctx, args)
 
     def get_usage(self, ctx: Any) -> str:
         return self._plain(super().get_usage(ctx))
@@ -141,6 +154,12 @@ class CommandGroup(TyperGroup):
 
 class WithGlobalOptions(CommandGroup):
     """-q and -v may also stand behind the verb, where people write them first."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise OutputClosed from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # What stands behind `--` is an argument, also where it looks like an option.

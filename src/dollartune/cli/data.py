@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,7 @@ def init(
     json: Json = False,
 ) -> None:
     """Write a study file for a data file: columns, label words and prompt are guessed and spelled out to be changed."""
+    from dollartune.backbones.locate import resolve
     from dollartune.cli.output import command, print_json, print_note
     from dollartune.defaults import defaults
     from dollartune.errors import UserError
@@ -91,7 +93,12 @@ def init(
 
     if out.exists() and not force:
         raise UserError(f"{str(out)!r} exists already.", hint=f"dollartune init {data} --out OTHER.yaml, or --force")
+    if backbone:
+        resolve(backbone)  # what is misspelt is said now, not in the file
     entry, task = suggest_task(data, told=told_columns(label, text, prompt, on_bad_row))
+    if (given := Path(data)).exists() and not given.is_absolute():
+        # paths in a study file count from its folder
+        entry["data"] = os.path.relpath(given, out.parent)
     for note in task.notes if not json else ():
         print_note(note)
     image = task.modality == "image"
@@ -110,7 +117,7 @@ def init(
         "search": True,
     }
     head = f"Written by `dollartune init {data}`; every line may be changed. What may stand where: dollartune schema"
-    write_atomically(out, study_text(study, head, str(kept_schema())).encode())
+    write_atomically(out, study_text(study, head, kept_schema()).encode())
     if json:
         print_json(
             {"file": str(out), "kind": task.kind, "training_rows": train, "task": entry, "notes": list(task.notes)}

@@ -12,6 +12,8 @@ from dollartune.cli.options import DataRoot, Json
 from dollartune.cli.predict import AdapterPath, DeviceMap
 
 Out = Annotated[Path, typer.Option(help="Folder to write; it must not hold anything yet.")]
+MOST_RANK = 64
+"""Largest rank of what is written as a LoRA, unless another is given."""
 BackboneName = Annotated[str | None, typer.Option(help="Backbone, where it is not the one that the adapter names.")]
 
 
@@ -34,7 +36,9 @@ def export(
             help="A data file: a merged model is compared on its first rows, a LoRA scored on its labelled ones."
         ),
     ] = None,
-    rank: Annotated[int, typer.Option(help="Largest rank of --format lora.", min=1)] = 64,
+    rank: Annotated[
+        int | None, typer.Option(help=f"Largest rank of --format lora (default: {MOST_RANK}).", min=1)
+    ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="The backbone's name on the hub, where the adapter knows a folder only.")
     ] = None,
@@ -46,11 +50,20 @@ def export(
     json: Json = False,
 ) -> None:
     """Write an adapter for others: checked after writing, with what can serve it."""
+    from dollartune.errors import UserError
     from dollartune.export.handover import export_adapter
 
+    for option, given, forms in (("--examples", examples, ("merged", "gguf", "lora")), ("--rank", rank, ("lora",))):
+        if given is not None and format not in forms:
+            raise UserError(
+                f"{option} is for --format {' or '.join(forms)}; with --format {format} it would do nothing."
+            )
+    if public and push is None:
+        raise UserError("--public is for --push; without it nothing is uploaded.", hint="--push OWNER/NAME --public")
     handed = export_adapter(
-        adapter, out, format, backbone, quantize, dtype, examples, rank, base_model, license, published=push is not None
-    )
+        adapter, out, format, backbone, quantize, dtype, examples, rank or MOST_RANK, base_model, license,
+        published=push is not None,
+    )  # fmt: skip
     address = None
     if not json:
         # Before the upload, which may fail: what lies on the disk is told in any case.
@@ -80,7 +93,7 @@ def merge_adapters(
     how: Annotated[str, typer.Option(help="linear, ties or dare.")] = "linear",
     density: Annotated[float, typer.Option(help="Share of values that ties and dare keep.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Of the values that dare drops.")] = 0,
-    rank: Annotated[int, typer.Option(help="Largest rank of the result.", min=1)] = 64,
+    rank: Annotated[int, typer.Option(help="Largest rank of the result.", min=1)] = MOST_RANK,
     rows: Annotated[
         list[Path] | None,
         typer.Option(help="A file of labelled rows for each adapter, on which it and the result are scored."),

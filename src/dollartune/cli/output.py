@@ -46,7 +46,9 @@ def command(*words: object) -> str:
 
 def print_json(data: Any, indent: int | None = 1) -> None:
     """Data as JSON on standard output; without indent on one line, for whoever reads a pipe by lines."""
-    print(json.dumps(_plain(data), indent=indent, ensure_ascii=False, allow_nan=False), flush=indent is None)
+    # escaped where the terminal's letters are few: JSON has a way to write the others
+    escaped = not (getattr(sys.stdout, "encoding", None) or "utf8").lower().startswith("utf")
+    print(json.dumps(_plain(data), indent=indent, ensure_ascii=escaped, allow_nan=False), flush=indent is None)
 
 
 def answer(json: bool, data: Any, *lines: str) -> None:

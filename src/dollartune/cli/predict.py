@@ -59,13 +59,18 @@ def predict(
     from dollartune.export.opening import open_adapter
 
     if (data is None) == (not text):
-        raise UserError("predict takes a file or texts.", hint=command("predict", adapter, "--text", "what a fine day"))
-    if data is not None and data != Path("-") and not data.exists() and " " in str(data).strip():
+        both = f"; got both {str(data)!r} and --text" if data is not None else ""
         raise UserError(
-            f"there is no file {str(data)!r}.", hint=f"A text: {command('predict', adapter, '--text', data)}"
+            f"predict takes a file or texts{both}.", hint=command("predict", adapter, "--text", "what a fine day")
         )
+    if data is not None and data != Path("-") and " " in str(data).strip() and not _exists(data):
+        raise UserError(
+            f"there is no file {str(data)[:60]!r}.", hint=f"A text: {command('predict', adapter, '--text', data)}"
+        )
+    _in_order("predict", adapter, data)
+    _need_other_file(out, data)
     if data == Path("-"):
-        text = sys.stdin.read().splitlines()
+        text = _lines_of_input()
     rows: Sequence[Mapping[str, Any]]
     # before the backbone is loaded: what is wrong with a file is said at once
     rows = [] if text or data is None else read_rows(data)
@@ -104,7 +109,11 @@ def evaluate(
 
     if on_bad_row not in ("stop", "skip"):
         raise UserError(f"--on-bad-row is stop or skip; given: {on_bad_row!r}.")
+    _in_order("evaluate", adapter, Path(data))
     whole = is_data_file(data)
+    if not whole and (label is not None or on_bad_row == "skip"):
+        option = "--label" if label is not None else "--on-bad-row"
+        raise UserError(f"{option} is for a file of rows; {data!r} is a task, which knows its answers.")
     # Before the backbone is loaded: a misspelt name is said at once.
     task = None if whole else load_task(data, data_root)
     tuned = open_adapter(adapter, parse_device_map(device_map))
@@ -131,6 +140,68 @@ def evaluate(
     print(f"{scored['examples']} rows in {numbers.seconds(scored['seconds'])}")
 
 
+DOUBTS_HEADER = ("row", "given", "predicted", "doubt", "text")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a path; a text that is too long for one is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _lines_of_input() -> list[str]:
+    """The texts on standard input, one a line.
+
+    Raises:
+        UserError: there is none, or it is no text in UTF-8.
+    """
+    from dollartune.errors import UserError
+
+    try:
+        # by line ends alone: `splitlines` would cut a text at the form feeds and separators inside it as well
+        lines = sys.stdin.read().split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not a text in {error.encoding.upper()}: {error.reason}.") from None
+    if not any(lines):
+        raise UserError(
+            "standard input holds no text.", hint="One text a line: dollartune predict ADAPTER - < texts.txt"
+        )
+    return lines if lines[-1] else lines[:-1]
+
+
+def _in_order(verb: str, adapter: Path, data: Path | None) -> None:
+    """Refuses an adapter in the data's place."""
+    from dollartune.cli.output import command
+    from dollartune.errors import UserError
+    from dollartune.methods.stored_adapter import CONFIG
+
+    if data is not None and _exists(data / CONFIG) and not _exists(adapter / CONFIG):
+        raise UserError(f"{verb} takes the adapter first, then the data.", hint=command(verb, data, adapter))
+
+
+def _need_other_file(out: Path | None, data: Path | None) -> None:
+    """Refuses to write over the rows that are read."""
+    from dollartune.errors import UserError
+
+    if out is not None and data is not None and _exists(out) and _exists(data) and out.samefile(data):
+        raise UserError(f"--out {str(out)!r} is the file that is read; it would be lost.", hint="Choose another --out.")
+
+
+def _need_doubts_file(out: Path) -> None:
+    """Refuses, before rows are asked, a place where their doubts cannot be written, or where something else lies."""
+    from dollartune.errors import UserError
+
+    if not out.parent.is_dir():
+        raise UserError(f"--out {str(out)!r} cannot be made: there is no folder {str(out.parent)!r}.")
+    if not out.is_file():
+        return  # where it is a folder, opening it says so
+    with out.open(encoding="utf8", errors="replace") as file:
+        if file.readline().rstrip("\n") not in ("", ",".join(DOUBTS_HEADER)):
+            raise UserError(f"{out} exists, and holds no doubts.", hint="Choose another --out.")
+
+
 def doubts(
     adapter: AdapterPath,
     data: Annotated[Path, typer.Argument(help="A csv, jsonl or parquet file; rows without a label are ranked apart.")],
@@ -148,13 +219,17 @@ def doubts(
     from dollartune.evaluate.predict import read_rows
     from dollartune.export.opening import open_adapter
 
+    _in_order("doubts", adapter, data)
+    _need_other_file(out, data)
     rows = read_rows(data)
+    if out is not None:
+        _need_doubts_file(out)
     ranking = rank(open_adapter(adapter), rows, label, batch_size, data)
     if out is not None:
         import csv
 
         with out.open("w", encoding="utf8", newline="") as file:
-            writer = csv.DictWriter(file, ["row", "given", "predicted", "doubt", "text"])
+            writer = csv.DictWriter(file, DOUBTS_HEADER)
             writer.writeheader()
             writer.writerows(asdict(one) for one in (*ranking.labelled, *ranking.unlabelled))
     if json:

@@ -74,8 +74,10 @@ def tune(
     """
     from dollartune.budget.limit import priced_budget
     from dollartune.study.startup import report_seconds, seconds_since_start, whole_limit
+    from dollartune.study_file import split_methods
 
     priced_budget(budget, price)  # a wrong budget is told before the libraries are loaded
+    methods = [name for one in method or () for name in split_methods(one)]
     task, model = _task_and_backbone(names, backbone)
     _refuse_early(task, told_columns(label, text, prompt, on_bad_row), data_root)
     from dollartune.cli.output import QUIET, command, print_note
@@ -83,10 +85,10 @@ def tune(
     from dollartune.study.api import Study
     from dollartune.study.progress import display_for_here
     from dollartune.tuned import tuning_settings
-    from dollartune.tuning import hand_over, nothing_handed_over, refuse_other_work, standings
+    from dollartune.tuning import any_mistake, hand_over, nothing_handed_over, refuse_other_work, standings
 
     settings, notes = tuning_settings(
-        task, model, budget, out, told_columns(label, text, prompt, on_bad_row), methods=method or [], price=price, rows=rows,
+        task, model, budget, out, told_columns(label, text, prompt, on_bad_row), methods=methods, price=price, rows=rows,
         seeds=seeds, trials=trials, begin_with=begin_with, metric=metric, limit=limit or (), data_root=data_root, fresh=fresh,
     )  # fmt: skip
     display = Display() if QUIET.get() or json else display_for_here()
@@ -124,7 +126,7 @@ def tune(
         # Nothing to hand over after Ctrl-C is no error of the budget.
         if stopped:
             raise KeyboardInterrupt
-        raise nothing_handed_over(study.store, study.settings.limits)
+        raise nothing_handed_over(study.store, study.settings.limits, any_mistake(outcome.failed()))
     say = (lambda _: None) if json else print  # what people read
     # what came before may have taken longer than it should: the budget goes before the report
     if after is not None and outcome.done() and not stopped and seconds_since_start() + after <= whole:
@@ -186,9 +188,12 @@ def _task_and_backbone(names: list[str], backbone: str) -> tuple[str, str | None
     """What was given as `[BACKBONE] TASK`, or as TASK and `--backbone`; no backbone is one to be chosen."""
     from dollartune.cli.output import command
     from dollartune.errors import UserError
+    from dollartune.tasks.files import file_format
 
     if len(names) > 2:
         raise UserError(f"tune takes a backbone and a task; got {' '.join(names)}.", hint="dollartune tune --help")
+    if len(names) == 2 and file_format(Path(names[0])) is not None and Path(names[0]).is_file():
+        raise UserError("tune takes the backbone first, then the task.", hint=command("tune", names[1], names[0]))
     if len(names) == 2 and backbone:
         raise UserError("the backbone is given twice.", hint=command("tune", backbone, names[1]))
     return names[-1], names[0] if len(names) == 2 else backbone or None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dollartune.evaluate.evaluation import Prediction
 
 SOURCE_SUFFIX = ".source.json"
+_NOT_WRITTEN = (".parquet", ".tsv", ".xlsx", ".xls", ".gz", ".zip", ".bz2", ".xz")
+"""Endings by which other programs would read the file as something that it is not."""
 
 
 def fingerprint_of_rows(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -72,6 +74,11 @@ class AnswersFile:
             )
             raise UserError(
                 f"--out {str(self.path)!r} {what}.", "Name a file in an existing folder, such as answers.jsonl."
+            )
+        if self.path.suffix.lower() in _NOT_WRITTEN:
+            raise UserError(
+                f"--out {str(self.path)!r}: predictions are written as json lines or csv, not as {self.path.suffix}.",
+                "Name a file that ends in .jsonl or .csv.",
             )
         self._stream = open(self.path, "a", encoding="utf8", newline="")  # noqa: SIM115 - `open` hands it out
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.errors import UserError
+from dollartune.errors import UserError, nearest
 from dollartune.evaluate.predict import pictures_of, predict_rows
 from dollartune.tasks.examples import nothing_to_read
 from dollartune.tasks.labels import match_label
@@ -66,11 +66,17 @@ def doubts(
     task = tuned.task
     if task.kind != "classification":
         raise UserError("only an adapter that chooses among labels can doubt one; this one writes texts.")
+    known = dict.fromkeys(name for row in rows for name in row)
+    if label is not None and rows and label not in known:
+        # else every row would be one without a label
+        raise UserError(f"{data} has no column {label!r} with labels; it has {list(known)}.{nearest(label, known)}")
     column = label or task.answer_column or "label"
     columns = task.template.columns if task.template is not None else ("image",)
-    missing = [name for name in columns if rows and name not in rows[0] and task.modality != "image"]
+    missing = [name for name in columns if rows and name not in known and task.modality != "image"]
     if missing:
-        raise UserError(f"the adapter's prompt needs column {missing[0]!r}; the rows have {list(rows[0])}.")
+        raise UserError(
+            f"the adapter's prompt needs column {missing[0]!r}; {data} has {list(known)}.{nearest(missing[0], known)}"
+        )
     pictures = pictures_of(rows, data) if task.modality == "image" else []
     problems = [one.problem for one in pictures] or [nothing_to_read(columns, row) for row in rows]
     unread = [number for number, problem in enumerate(problems) if problem is not None]

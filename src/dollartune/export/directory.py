@@ -125,7 +125,13 @@ def load_adapter(folder: Path, backbone: Backbone) -> Adapter:
         # Of before what is drawn beside a head was trained with it: it stays as it was drawn.
         anatomy = replace(anatomy, sites=tuple(site for site in anatomy.sites if not site.role.startswith("pooler")))
     adapter = Adapter(methods, anatomy, backbone.model, int(info.get("seed", 0)))
-    adapter.load(tensors)
+    try:
+        adapter.load(tensors)
+    except UserError as error:
+        raise UserError(
+            f"{str(folder)!r} does not fit {backbone.name!r}: {error.message}",
+            hint=f"It was tuned on {info.get('backbone')!r}.",
+        ) from None
     check_labels(folder, info, adapter, backbone)
     return move_to_backbone(adapter, backbone.model)
 

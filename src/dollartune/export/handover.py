@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dollartune.attachment.merging import unmergeable
-from dollartune.backbones.chat import stored_template, template_of
+from dollartune.backbones.chat import template_in, template_of
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
 from dollartune.backbones.marks import decoder_start
@@ -28,7 +28,7 @@ from dollartune.export.provenance import study_facts
 from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
 from dollartune.export.targets import FORMATS, head_of, refused_by_weights, serving_lines
 from dollartune.files import drafted, need_empty
-from dollartune.methods.stored_adapter import read_info, task_facts
+from dollartune.methods.stored_adapter import CONFIG, read_info, task_facts
 from dollartune.train.encoding import Encoder, collate_prompts
 from dollartune.train.head_start import classes_scored
 from dollartune.untrusted_files import read_json
@@ -271,6 +271,8 @@ def import_peft(
         UserError: it is malformed or does what cannot be done here.
     """
     need_empty(out)
+    if (source / CONFIG).is_file():
+        raise UserError(f"{str(source)!r} is an adapter of DollarTune already: use it as it is.")
     config = peft_format.read_config(source)
     stored = read_json(source / peft_format.EXTRA) if (source / peft_format.EXTRA).is_file() else {}
     name = backbone_name or stored.get("backbone") or config.get("base_model_name_or_path")
@@ -315,7 +317,7 @@ def import_peft(
 
 def _template_notes(source: Path, backbone: Backbone, task: Any) -> list[str]:
     """A sentence on a chat template in a peft folder: TRL leaves there the one that it trained with."""
-    theirs = stored_template(str(source.absolute()))
+    theirs = template_in(source)
     asked_by = template_of(backbone.processor) if task is None else task.get("chat_template")
     if backbone.objective != "language" or theirs in (None, asked_by):
         return []
@@ -338,7 +340,7 @@ def parse_named(items: Sequence[str]) -> dict[str, Path]:
     for item in items:
         name, sign, folder = item.partition("=")
         if not sign or not folder:
-            raise UserError(f"adapter {item!r} is not understood; write name=dir.")
+            raise UserError(f"adapter {item!r} is not understood; write name=dir.", hint=f"--adapter tuned={item}")
         if check_name(name) in folders:
             raise UserError(f"two adapters are called {name!r}.")
         folders[name] = Path(folder)

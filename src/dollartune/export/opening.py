@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from dollartune.backbones.device_map import DeviceMap
 
 
-def open_adapter(folder: Path, device_map: DeviceMap | None = None) -> Tuned:
+def open_adapter(folder: str | Path, device_map: DeviceMap | None = None) -> Tuned:
     """Loads an adapter with its backbone, where it would be tuned: on the GPU if there is one, or as `device_map` spreads it over
     devices (see `load_backbone`).
 
     Raises:
         UserError: not an adapter, or the backbone's tokenizer is another than it was tuned with.
     """
+    folder = Path(folder)
     info = read_info(folder)
     task = stored_task(info)  # before the weights are read: without one there is nothing to ask
     dtype = str(info.get("dtype"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.backbones.chat import chat_format
-from dollartune.errors import UserError
+from dollartune.errors import UserError, nearest
 from dollartune.untrusted_files import read_json
 
 if TYPE_CHECKING:
@@ -36,7 +36,15 @@ def read_info(folder: Path) -> dict[str, Any]:
             path.parent for path in [*folder.glob(f"adapter/{CONFIG}"), *folder.glob(f"trials/*/adapter/{CONFIG}")]
         )
         hint = f"Inside it: {', '.join(map(str, inside[:3]))}" if inside else "dollartune results STUDY"
-        raise UserError(f"{str(folder)!r} is not an adapter: it has no {CONFIG}.", hint=hint)
+        why = f"it has no {CONFIG}."
+        if (folder / "adapter_config.json").is_file():
+            hint, why = f"dollartune import {folder} --out FOLDER", "it is one of the peft library."
+        elif folder.is_file():
+            why = "it is a file, and an adapter is a folder."
+        elif not folder.exists():
+            beside = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            why = f"there is no such folder.{nearest(folder.name, beside)}"
+        raise UserError(f"{str(folder)!r} is not an adapter: {why}", hint=hint)
     info = read_json(path)
     # A file without the number is read like the first format.
     version = info.get("format_version", 0)

@@ -22,9 +22,8 @@ import yaml
 
 from dollartune.attachment.attached import Attached
 from dollartune.attachment.fast.processor import cpu_has_bf16
-from dollartune.cache import cache_directory
+from dollartune.cache import cache_directory, keep
 from dollartune.errors import UserError
-from dollartune.files import write_atomically
 from dollartune.methods.registry import build_method, with_head
 from dollartune.planner.dry_run import Bare, BatchShape, dry_run_of, rows_of_shape
 from dollartune.planner.roofline import GPU_LAUNCH_SECONDS, Speed, core_speed, fitted
@@ -236,12 +235,12 @@ def kept_speed(path: Path) -> Speed | None:
     """A calibration of before, if there is one."""
     try:
         return Speed.from_json(json.loads(path.read_text())["speed"])
-    except (FileNotFoundError, KeyError, ValueError):  # none, or of another version: measured again
+    except (OSError, KeyError, ValueError):  # none, or of another version: measured again
         return None
 
 
 def keep_speed(path: Path, speed: Speed, measured: Sequence[MeasuredStep]) -> None:
-    """Writes a calibration down."""
+    """Writes a calibration down, where the cache folder can be written."""
     steps = [{"method": m.method, "shape": vars(m.shape), "seconds": m.seconds} for m in measured]
     text = json.dumps({"speed": speed.to_json(), "machine": machine_facts(), "steps": steps}, indent=1)
-    write_atomically(path, text.encode(), durable=False)
+    keep(path, text.encode())

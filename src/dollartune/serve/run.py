@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dollartune.attachment.fast.processor import cpu_has_bf16
 from dollartune.backbones.weights import DTYPES
@@ -41,6 +44,8 @@ def build_service(
     Raises:
         UserError: one cannot be loaded, or adapters ask for different objectives or classes.
     """
+    if adapter_root is not None and not adapter_root.is_dir():
+        raise UserError(f"--adapter-root: there is no folder {str(adapter_root)!r}.")
     infos = {name: read_info(folder) for name, folder in adapters.items()}
     objectives = {str(info.get("objective")) for info in infos.values()}
     if len(objectives) > 1:
@@ -48,7 +53,7 @@ def build_service(
             f"one server runs one objective; these adapters were tuned for {', '.join(sorted(objectives))}."
         )
     first: dict[str, object] = next(iter(infos.values()), {"objective": None})
-    device = str(default_device()) if device is None else device
+    device = str(default_device()) if device is None else _checked_device(device)
     dtype = served_dtype(infos, device) if dtype is None else dtype
     loaded = open_backbone(first, backbone, quantize, dtype, device_map)
     if quantize == "none" and device_map is None:
@@ -60,6 +65,22 @@ def build_service(
     for adapter, folder in adapters.items():
         service.add_now(adapter, folder)
     return service
+
+
+def _checked_device(name: str) -> str:
+    """A device that is here.
+
+    Raises:
+        UserError: it is no device, or none of this machine.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the second from builds of PyTorch without GPUs
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--device {name!r} cannot be used here: {first}", hint="--device cpu, or leave it out."
+        ) from None
+    return name
 
 
 def served_dtype(infos: Mapping[str, Mapping[str, Any]], device: str) -> str:
@@ -145,9 +166,8 @@ def listen(host: str, port: int) -> socket.socket:
         # 1,024 connections may wait to be accepted: a burst of clients must not be turned away by the system.
         return socket.create_server((host, port), family=_family(host), backlog=1024)
     except OSError as error:
-        raise UserError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}.", hint="dollartune serve ... --port 8001"
-        ) from None
+        hint = "--port 8001" if error.errno == errno.EADDRINUSE else "--host 127.0.0.1, or 0.0.0.0 for all networks"
+        raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}.", hint=hint) from None
 
 
 def _family(host: str) -> socket.AddressFamily:

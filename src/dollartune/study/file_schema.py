@@ -13,9 +13,8 @@ from typing import Any
 
 from dollartune.backbones.catalog import named_backbones
 from dollartune.backbones.embedded import embedded_names
-from dollartune.cache import cache_directory
+from dollartune.cache import cache_directory, keep
 from dollartune.config import NAMED_SCALES, StudySettings
-from dollartune.files import write_atomically
 from dollartune.methods.spelling import named_methods
 from dollartune.tasks.config import TaskConfig
 from dollartune.tasks.registry import task_names
@@ -96,10 +95,12 @@ def _method() -> dict[str, object]:
     }
 
 
-def kept_schema() -> Path:
-    """The schema as a file in the cache folder, for the line that tells an editor where it is; written where it is not there."""
+def kept_schema() -> Path | None:
+    """The schema as a file in the cache folder, for the line that tells an editor where it is; written where it is not there.
+
+    None where the folder cannot be written.
+    """
     path = cache_directory() / f"study-{version('dollartune')}.schema.json"
     text = json.dumps(study_schema(), indent=1).encode()
-    if not path.is_file() or path.read_bytes() != text:
-        write_atomically(path, text, durable=False)
-    return path
+    there = path.is_file() and path.read_bytes() == text
+    return path if there or keep(path, text) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import yaml
 
@@ -38,15 +39,15 @@ INSIDE = {
 """The same inside `task:`."""
 
 
-def study_text(study: Mapping[str, object], head: str, schema: str) -> str:
+def study_text(study: Mapping[str, object], head: str, schema: Path | None) -> str:
     """The file's text.
 
     Args:
         study: its keys in the order in which they are written.
         head: the comment at its top.
-        schema: where the JSON schema lies, for the line that editors read.
+        schema: where the JSON schema lies, for the line that editors read; None leaves it out.
     """
-    lines = [f"# yaml-language-server: $schema={schema}", f"# {head}"]
+    lines = [*([] if schema is None else [f"# yaml-language-server: $schema={schema}"]), f"# {head}"]
     for key, value in study.items():
         lines.append(f"\n# {COMMENTS[key]}" if key in COMMENTS else "")
         text = yaml.dump({key: value}, Dumper=OneLine, sort_keys=False, allow_unicode=True, width=WIDTH)

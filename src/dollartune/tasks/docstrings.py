@@ -28,9 +28,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dollartune.cache import cache_directory
+from dollartune.cache import cache_directory, keep
 from dollartune.errors import UserError
-from dollartune.files import write_atomically
 from dollartune.tasks.base import Example, SplitName, Task, Template
 
 LIBRARIES: dict[str, str] = {
@@ -193,7 +192,7 @@ def harvest(libraries: Sequence[str] = tuple(LIBRARIES)) -> dict[SplitName, list
         _harvest_library(library, rows, seen)
     text = json.dumps({split: [asdict(row) for row in items] for split, items in rows.items()})
     # Not flushed to the disk: what a crash loses is harvested again.
-    write_atomically(path, text.encode(), durable=False)
+    keep(path, text.encode())
     return rows
 
 

@@ -92,7 +92,7 @@ def rows_in_memory(data: Any) -> Iterable[Mapping[str, Any]]:
         return _of_columns(columns)
     if hasattr(data, "features") and hasattr(data, "column_names"):  # datasets.Dataset
         return _of_dataset(data)
-    if hasattr(data, "keys"):  # a DatasetDict
+    if hasattr(data, "keys") and not hasattr(data, "dtype"):  # a DatasetDict, and no column of a frame
         raise UserError(
             f"this holds several splits ({', '.join(map(str, data.keys()))}).", hint="Give one: data['train']."
         )

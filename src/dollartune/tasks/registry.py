@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -32,6 +33,8 @@ def load_task(spec: str | Mapping[str, Any] | Any, data_root: Path | None = None
     """
     from dollartune.tasks.config import TaskConfig
 
+    if isinstance(spec, os.PathLike):
+        spec = os.fspath(spec)
     if isinstance(spec, str):
         # Names before files: a file called `boolq` beside the study must not take a preset's place.
         preset = presets().get(spec)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dollartune.errors import UserError
 from dollartune.tasks.config import TaskConfig
 from dollartune.tasks.custom import spelled_out, task_and_columns
+from dollartune.tasks.registry import task_names
 
 if TYPE_CHECKING:
     from dollartune.tasks.base import Task
@@ -31,6 +33,11 @@ def suggest_task(
     Raises:
         UserError: the data is missing or malformed, or no column can be guessed to be the answer.
     """
+    if data in task_names(aliases=True) and not Path(data).exists():
+        raise UserError(
+            f"{data!r} is a preset, whose columns and prompt are known.",
+            hint=f"In a study file: `task: {data}`. To tune on it: dollartune tune {data}",
+        )
     given = {key: value for key, value in (told or {}).items() if value is not None}
     asked = TaskConfig.read({"data": data, **given})
     task, columns = task_and_columns(asked, data_root)

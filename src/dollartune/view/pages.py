@@ -10,9 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dollartune.cache import cache_directory
+from dollartune.cache import cache_directory, keep
 from dollartune.errors import UserError, unknown_name
-from dollartune.files import write_atomically
 from dollartune.report.contents import series_order
 from dollartune.study.live_file import ask_to_extend, ask_to_stop, read_live, runs_now
 from dollartune.study.status import settings_of
@@ -230,9 +229,11 @@ class StudyPage:
         require_altair()
         # By the versions of both libraries: another version would draw another dialect.
         path = cache_directory() / f"charts-{version('altair')}-{version('vl-convert-python')}.js"
-        if not path.is_file():
-            from dollartune.report.page import chart_libraries
+        if path.is_file():
+            return path.read_text(encoding="utf8")
+        from dollartune.report.page import chart_libraries
 
-            with self._lock:
-                write_atomically(path, chart_libraries().encode(), durable=False)
-        return path.read_text(encoding="utf8")
+        with self._lock:
+            text = chart_libraries()
+            keep(path, text.encode())
+        return text
