@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dollartune.files import write_atomically
-
 
 def cache_directory() -> Path:
     """`$DOLLARTUNE_CACHE`, or `dollartune` under the user's cache directory."""
@@ -16,6 +14,8 @@ def cache_directory() -> Path:
 
 def keep(path: Path, content: bytes) -> bool:
     """Keeps what can be made again; says whether it could be: a folder that cannot be written costs time only."""
+    from dollartune.files import write_atomically
+
     try:
         write_atomically(path, content, durable=False)
     except OSError:
