@@ -268,8 +268,8 @@ class RunningRows:
         return self._views[own]
 
     def _make_room(self, start: int, stop: int) -> None:
-        # A few more on both sides: groups grow and shrink by a row or two from step to step.
-        more = 4 + (stop - start) // 4
+        # A few more on both sides: groups grow and shrink by a row or two from step to step. Few, as a row is a whole adapter.
+        more = 1 + (stop - start) // 4
         self._first = max(0, start - more)
         rows = stop + more - self._first
         self._adapters = [None] * rows
