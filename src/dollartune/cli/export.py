@@ -51,12 +51,12 @@ def export(
 ) -> None:
     """Write an adapter for others: checked after writing, with what can serve it."""
     from dollartune.errors import UserError
-    from dollartune.export.handover import export_adapter
+    from dollartune.export.handover import FORMATS_OF, export_adapter
 
-    for option, given, forms in (("--examples", examples, ("merged", "gguf", "lora")), ("--rank", rank, ("lora",))):
-        if given is not None and format not in forms:
+    for option, given in (("examples", examples), ("rank", rank)):
+        if given is not None and format not in (forms := FORMATS_OF[option]):
             raise UserError(
-                f"{option} is for --format {' or '.join(forms)}; with --format {format} it would do nothing."
+                f"--{option} is for --format {' or '.join(forms)}; with --format {format} it would do nothing."
             )
     if public and push is None:
         raise UserError("--public is for --push; without it nothing is uploaded.", hint="--push OWNER/NAME --public")

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
 
 
+FORMATS_OF = {"examples": ("merged", "gguf", "lora"), "rank": ("lora",)}
+"""Option -> the formats in which it does something."""
+
+
 @dataclass(frozen=True)
 class Handed:
     """What was written and what was found out."""
