@@ -111,6 +111,10 @@ def test_several_mistakes_are_told_at_once() -> None:
     assert len(message.splitlines()) == 2
 
 
+def test_what_is_no_number_is_none_without_quotes_either() -> None:
+    assert problem({"training": {"clip": "1.2.3"}}).endswith("should be a number; got '1.2.3'.")
+
+
 def test_yaml_numbers_are_numbers() -> None:
     found = read_yaml("a: 1e-4\nb: 2E3\nc: 1.5e-2\nd: 3\ne: 1e4x\nf: -1e-3\n", "file")
     assert found == {"a": 1e-4, "b": 2000.0, "c": 0.015, "d": 3, "e": "1e4x", "f": -1e-3}

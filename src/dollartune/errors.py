@@ -88,7 +88,8 @@ def _as_meant(key: str, wanted: str, given: Any) -> str:
     """How what was probably meant is written, where YAML or Python read it as something else; empty where that is not clear."""
     if isinstance(given, bool) and "true or false" not in wanted and ("text" in wanted or "'" in wanted):
         return " YAML reads yes, no, on and off as true and false: write a text of that kind in quotes."
-    if isinstance(given, str) and "number" in wanted and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", given, re.IGNORECASE):
+    number = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
+    if isinstance(given, str) and "number" in wanted and re.fullmatch(number, given, re.IGNORECASE):
         return " Write it without quotes."
     # a list of one is what a single entry means
     if wanted == "a list" and isinstance(given, str | int | dict) and not isinstance(given, bool):

@@ -151,7 +151,10 @@ def _paths_as_texts(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, Mapping):
         return {key: _paths_as_texts(one) for key, one in value.items()}
-    return [_paths_as_texts(one) for one in value] if isinstance(value, list) else value
+    if not isinstance(value, list | tuple):
+        return value
+    texts = [_paths_as_texts(one) for one in value]
+    return tuple(texts) if isinstance(value, tuple) else texts
 
 
 def _no_file_but_folder(folder: Path) -> UserError:

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from dollartune.backbones.checkpoint_files import weights_problem
 from dollartune.backbones.embedded import embedded_path
-from dollartune.backbones.loading import load_backbone, read_config
+from dollartune.backbones.loading import load_backbone, load_processor, read_config
 from dollartune.backbones.locate import resolve
 from dollartune.errors import UserError
 from dollartune.study.api import Study
@@ -76,6 +79,16 @@ def cut(model: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def continued(model: Path) -> None:
+    with (model / "model.safetensors").open("ab") as file:
+        file.write(b"\0" * 8)
+
+
+def named_otherwise(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "transformers_weights": "weights.safetensors"}))
+
+
 def not_safetensors(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"<html>404</html>" * 9)
 
@@ -119,7 +132,9 @@ def bad_index(model: Path) -> None:
 
 
 DAMAGED = {
-    cut: "and its header tells of",
+    cut: ": it is cut off",
+    continued: ": something stands behind its tensors",
+    named_otherwise: "its weights (model.safetensors) are not called weights.safetensors",
     not_safetensors: "is cut off or no safetensors file",
     pointer: "is a pointer of git-lfs and not the weights: run `git lfs pull`",
     none: "there are no weights beside its config.json",
@@ -156,6 +171,13 @@ def test_whole_weights_have_no_problem(model: Path) -> None:
     assert load_backbone(str(model)).weights_hash == load_backbone("tiny-encoder").weights_hash
 
 
+def test_weights_are_called_what_the_config_says(model: Path) -> None:
+    named_otherwise(model)
+    (model / "model.safetensors").rename(model / "weights.safetensors")
+    assert weights_problem(model) is None
+    assert load_backbone(str(model)).weights_hash == load_backbone("tiny-encoder").weights_hash
+
+
 @pytest.mark.parametrize("name", ["tiny-encoder", "tiny-decoder", "tiny-seq2seq"])
 def test_a_tokenizer_that_was_made_of_nothing_is_none(tmp_path: Path, name: str, study_of: Any) -> None:
     """Transformers makes BERT's and T5's without their files: every word is then the unknown one, and training goes on."""
@@ -167,6 +189,19 @@ def test_a_tokenizer_that_was_made_of_nothing_is_none(tmp_path: Path, name: str,
     with pytest.raises(UserError, match="has no tokenizer") as caught:
         Study(study_of(backbone=str(bare), methods=["lora"])).run()
     assert "tokenizer.json" in str(caught.value.hint)
+
+
+def test_a_tokenizer_all_of_whose_words_were_added_is_one(tmp_path: Path) -> None:
+    """As for DNA: letters that were added to an empty vocabulary, each a token of its own."""
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")), unk_token="[UNK]", pad_token="[PAD]"
+    )
+    made.add_tokens(list("ACGT"))
+    folder = tmp_path / "dna"
+    made.save_pretrained(folder)
+    shutil.copy(embedded_path("tiny-encoder") / "config.json", folder)
+    read = load_processor(str(folder), read_config(str(folder)))
+    assert read("GATTACA", add_special_tokens=False)["input_ids"] == made.convert_tokens_to_ids(list("GATTACA"))
 
 
 def test_an_objective_that_there_is_not() -> None:

@@ -28,6 +28,9 @@ def test_time(text: str, seconds: float) -> None:
         ("$1 each", BudgetSettings(dollars=1, per="method")),
         ("20 min per method", BudgetSettings(seconds=1200, per="method")),
         ("20 min per trial", BudgetSettings(seconds=1200, per="trial")),
+        ("5 min, 2 GiB", BudgetSettings(seconds=300, per="study", memory="2 GiB")),
+        # a comma between digits is one of thousands only where no size of memory follows
+        ("$1,800 MB", BudgetSettings(dollars=1, per="study", memory="800 MB")),
     ],
 )
 def test_forms(given: str, budget: BudgetSettings) -> None:

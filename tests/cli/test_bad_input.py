@@ -17,6 +17,7 @@ from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.export.opening import open_adapter
 from dollartune.study.api import Study
+from dollartune.study_file import load_study
 from dollartune.tuning import need_place_for_adapter, nothing_handed_over
 
 HERE = [sys.executable, "-c", "from dollartune.cli import main; main()"]
@@ -114,6 +115,14 @@ def test_options_that_would_do_nothing_are_refused(command: Any, adapter: Path, 
             "--rank is for --format lora",
         ),
         (("export", adapter, "--out", tmp_path / "a", "--public"), "--public is for --push"),
+        (
+            ("merge-adapters", adapter, adapter, "--out", tmp_path / "a", "--density", "0.3"),
+            "--density is for --how ties",
+        ),
+        (
+            ("merge-adapters", adapter, adapter, "--out", tmp_path / "a", "--how", "ties", "--seed", "0"),
+            "--seed is for --how dare",
+        ),
         (("evaluate", adapter, "demo_library", "--label", "mood"), "--label is for a file of rows"),
         (("evaluate", adapter, "demo_library", "--on-bad-row", "skip"), "--on-bad-row is for a file of rows"),
     ):
@@ -209,6 +218,12 @@ def test_init(command: Any, reviews: Path, tmp_path: Path, monkeypatch: pytest.M
     assert command("init", "reviews.csv", "--out", "deep/er/study.yaml")[0] == 0
     monkeypatch.chdir(tmp_path / "deep")
     assert command("check", "er/study.yaml")[0] == 0
+    # through a link the folder above is another
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "deep" / "er")
+    assert command("init", "../reviews.csv", "--out", "../elsewhere/again.yaml")[0] == 0
+    monkeypatch.chdir(tmp_path / "deep" / "er")  # where `../reviews.csv` is nothing
+    assert command("check", "again.yaml")[0] == 0
+    monkeypatch.chdir(tmp_path / "deep")
     (tmp_path / "deep" / "taken").mkdir()
     assert "'taken' is a folder; a file is wanted" in refused(command, "schema", "--out", "taken")
 
@@ -221,6 +236,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         assert (process.wait(), process.stderr.read()) == (141, b"")
         process.stderr.close()
+
+
+def test_standard_output_that_was_closed_is_no_error() -> None:
+    words = ["sh", "-c", 'exec "$@" >&-', "sh", *HERE, "methods", "ls"]
+    done = subprocess.run(words, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_letters_that_the_terminal_has_not(tmp_path: Path) -> None:
@@ -243,6 +264,8 @@ def test_python_takes_paths_and_refuses_what_is_no_data(adapter: Path, reviews: 
 
     study = Study(task=Path(reviews), backbone={"name": "tiny-encoder"}, methods=["lora"], output=tmp_path)  # type: ignore[arg-type]
     assert study.settings.tasks == (str(reviews),)
+    several = load_study({"backbone": "tiny-encoder", "tasks": (reviews, "rte"), "methods": ["lora"]})
+    assert several.tasks == (str(reviews), "rte")
     assert load_task(Path(reviews)).name == reviews.stem
     assert open_adapter(str(adapter)).folder == adapter
     with pytest.raises(UserError, match="neither a directory"):

@@ -35,6 +35,7 @@ def refused(command: Any, *arguments: object) -> str:
         ),
         ({"methods": [{"lora": {"tokens": 2}}]}, ["no setting 'tokens'. It is one of ", "prompt"]),
         ({"data_root": "nowhere"}, ["data_root: there is no folder"]),
+        ({"source": {"tables": ["001.tabel1"]}}, ["unknown table '001.tabel1'. Did you mean '001.table1'?"]),
         ({"evaluation": {"general_text": "nowhere.txt"}}, ["evaluation.general_text: there is no file"]),
         ({"methods": [{"lora": {"where": "self_atn.q"}}]}, ["role 'self_atn.q'. Did you mean 'self_attn.q'?"]),
         ({"task": "bolq"}, ["unknown task 'bolq'. Did you mean 'boolq'?"]),

@@ -59,6 +59,30 @@ def test_the_table_shows_parts_sum_and_budget(study: Path) -> None:
     assert "search" not in zero_shot, "there is nothing to choose"
 
 
+def test_what_the_command_line_says_stands_in_place_of_the_file(study: Path) -> None:
+    words = (
+        "--methods",
+        "bitfit,full",
+        "--seeds",
+        "5",
+        "--scales",
+        "50",
+        "--budget",
+        "90s",
+        "--set",
+        "training.epochs=1",
+    )
+    here = ("--machine", "t4", "--price", "3.6/h", "--tokens", "40+2", "--no-calibrate")
+    trials = json.loads(plan(str(study), *words, *here, "--json"))["trials"]
+    assert {(one["method"], one["rows"]) for one in trials} == {("bitfit", 50), ("full", 50)}
+    assert {one["seed"] for one in trials} == set(range(5))
+    assert "its budget of 90 s" in plan(str(study), *words, *here)
+    file = study.read_text().replace("seeds: 2", "seeds: 5").replace("scales: [100]", "scales: [50]")
+    file = file.replace("[zero_shot, lora: {rank: [2]}]", "[bitfit, full]") + "training: {epochs: 1}\n"
+    study.write_text(file)
+    assert json.loads(plan(str(study), *here, "--json"))["trials"] == trials
+
+
 def test_baselines_have_no_budget_in_a_plan(study: Path) -> None:
     study.write_text(study.read_text() + "baselines: true\n")
     lines = plan(str(study), "--machine", "t4", "--price", "3.6/h", "--tokens", "40+2").splitlines()

@@ -72,12 +72,14 @@ def _named_in(file: Path, key: str) -> str:
 
 def weights_problem(folder: Path) -> str | None:
     """Why the weights in a backbone's folder cannot be loaded, in a sentence; None where nothing is wrong with their files."""
-    first = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    named = _named_in(folder / "config.json", "transformers_weights")  # takes the place of the usual names
+    wanted = (named,) if named else _WEIGHTS
+    first = next((folder / name for name in wanted if (folder / name).is_file()), None)
     if first is None:
         others = sorted({path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern)})
         if not others:
             return "there are no weights beside its config.json"
-        return f"its weights ({', '.join(others[:3])}) are not called model.safetensors, as those that are read are"
+        return f"its weights ({', '.join(others[:3])}) are not called {wanted[0]}, as those that are read are"
     if first.suffix != ".json":
         return _file_problem(first)
     try:
@@ -109,9 +111,10 @@ def _file_problem(path: Path) -> str | None:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return f"{path.name} is cut off or no safetensors file ({size:,} bytes)"
     whole = 8 + length + max(ends, default=0)
-    return (
-        None if size == whole else f"{path.name} has {size:,} bytes, and its header tells of {whole:,}: it is cut off"
-    )
+    if size == whole:
+        return None
+    why = "it is cut off" if size < whole else "something stands behind its tensors"
+    return f"{path.name} has {size:,} bytes, and its header tells of {whole:,}: {why}"
 
 
 def nearest_folder(name: str) -> str:

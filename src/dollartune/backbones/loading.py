@@ -301,7 +301,9 @@ def load_processor(name: str, config: Any) -> Any:
             return None
     # real vocabularies are larger, and only small ones are looked through
     if len(tokenizer) < _SMALLEST_VOCABULARY:
-        marks = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+        # a mark may be one of an added token too (T5's `<extra_id_0>`); other added tokens may be all the words there are
+        added = tokenizer.added_tokens_decoder.values()
+        marks = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
         if len(tokenizer.get_vocab().keys() - marks) <= 1:  # T5's has the mark of a word's beginning besides
             return None
     if tokenizer.pad_token_id is None:

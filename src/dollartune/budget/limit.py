@@ -135,10 +135,10 @@ def parse_budget(text: str, per: Per = "study") -> BudgetSettings:
     """
     if not isinstance(text, str):
         raise UserError(f"{text!r} has no unit: dollars, or how much time?", _EXAMPLES)
-    if re.search(r"\d,\d", text):
-        raise UserError(f"{text!r}: a comma separates memory; write 1.5 and 1000, not 1,5 and 1,000.", _EXAMPLES)
     given, _, memory = text.partition(",")
     if memory and parse_bytes(memory.strip()) is None:
+        if re.search(r"\d,\d", text):
+            raise UserError(f"{text!r}: a comma separates memory; write 1.5 and 1000, not 1,5 and 1,000.", _EXAMPLES)
         raise UserError(f"{memory.strip()!r} is no size of memory.", _EXAMPLES)
     amount, who = given.strip(), str(per)
     # Who gets it comes last in every wording, so that it is cut off before the amount is read.

@@ -33,7 +33,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)  # typer turns Ctrl-C into the code 130
-        sys.stdout.flush()  # what is short is written only now, and whoever reads it may have gone
+        if sys.stdout is not None:  # it is None where it was closed before the start (`>&-`)
+            sys.stdout.flush()  # what is short is written only now, and whoever reads it may have gone
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -98,7 +98,7 @@ def init(
     entry, task = suggest_task(data, told=told_columns(label, text, prompt, on_bad_row))
     if (given := Path(data)).exists() and not given.is_absolute():
         # paths in a study file count from its folder
-        entry["data"] = os.path.relpath(given, out.parent)
+        entry["data"] = os.path.relpath(given, out.parent.resolve())
     for note in task.notes if not json else ():
         print_note(note)
     image = task.modality == "image"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -53,11 +53,7 @@ def export(
     from dollartune.errors import UserError
     from dollartune.export.handover import FORMATS_OF, export_adapter
 
-    for option, given in (("examples", examples), ("rank", rank)):
-        if given is not None and format not in (forms := FORMATS_OF[option]):
-            raise UserError(
-                f"--{option} is for --format {' or '.join(forms)}; with --format {format} it would do nothing."
-            )
+    _refuse_idle("format", format, {"examples": examples, "rank": rank}, FORMATS_OF)
     if public and push is None:
         raise UserError("--public is for --push; without it nothing is uploaded.", hint="--push OWNER/NAME --public")
     handed = export_adapter(
@@ -84,6 +80,21 @@ def export(
         print(f"uploaded to {address}")
 
 
+def _refuse_idle(by: str, chosen: str, given: Mapping[str, object], uses: Mapping[str, Sequence[str]]) -> None:
+    """Refuses options that do nothing with what the option `by` chooses.
+
+    Args:
+        uses: option -> the choices with which it does something.
+    """
+    from dollartune.errors import UserError
+
+    for option, value in given.items():
+        if value is not None and chosen not in uses[option]:
+            raise UserError(
+                f"--{option} is for --{by} {' or '.join(uses[option])}; with --{by} {chosen} it would do nothing."
+            )
+
+
 def merge_adapters(
     adapters: Annotated[list[Path], typer.Argument(help="Folders of two adapters or more, of one backbone.")],
     out: Out,
@@ -91,8 +102,10 @@ def merge_adapters(
         list[float] | None, typer.Option("--weight", help="Weight of each adapter, in their order (default: 1 each).")
     ] = None,
     how: Annotated[str, typer.Option(help="linear, ties or dare.")] = "linear",
-    density: Annotated[float, typer.Option(help="Share of values that ties and dare keep.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of the values that dare drops.")] = 0,
+    density: Annotated[
+        float | None, typer.Option(help="Share of values that ties and dare keep (default: 0.5).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the values that dare drops (default: 0).")] = None,
     rank: Annotated[int, typer.Option(help="Largest rank of the result.", min=1)] = MOST_RANK,
     rows: Annotated[
         list[Path] | None,
@@ -104,9 +117,12 @@ def merge_adapters(
     """Add up the changes of several adapters as one LoRA, and score it on each one's task."""
     from dollartune.cli.output import answer
     from dollartune.export.arithmetic import merge_adapters as add_up
+    from dollartune.export.updates import WAYS_WITH
 
+    _refuse_idle("how", how, {"density": density, "seed": seed}, WAYS_WITH)
     given = weights or [1.0] * len(adapters)
-    lines = add_up(adapters, out, given, how, density, seed, rank, backbone, rows or ())  # type: ignore[arg-type]
+    kept = 0.5 if density is None else density
+    lines = add_up(adapters, out, given, how, kept, seed or 0, rank, backbone, rows or ())  # type: ignore[arg-type]
     answer(json, {"folder": out, "notes": lines}, *lines, f"wrote {out}")
 
 

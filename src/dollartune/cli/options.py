@@ -72,6 +72,11 @@ def study_settings(
     settings = load_study(
         study, data_root=str(data_root) if data_root else None, output=str(output) if output else None, **told
     )
+    if settings.source is not None:
+        from dollartune.evidence.published import source_findings
+
+        # A table that there is not is told now: the report, which reads it, comes after the money.
+        source_findings(settings)
     if price is not None:
         budget = settings.budget or BudgetSettings()
         # A price alone is no limit: it only turns booked seconds into dollars.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dollartune import format as numbers
-from dollartune.cli.options import DataRoot, Json
+from dollartune.cli.options import Budget, DataRoot, Json, Methods, Scales, Seeds, Sets, overrides
 
 if TYPE_CHECKING:
     from dollartune.budget.limit import BudgetSettings
@@ -30,6 +30,11 @@ def plan(
     ] = None,
     price: Annotated[str | None, typer.Option(help="Price of the machine, for example 2.49/h.")] = None,
     data_root: DataRoot = None,
+    seeds: Seeds = None,
+    methods: Methods = None,
+    scales: Scales = None,
+    budget: Budget = None,
+    sets: Sets = None,
     tokens: Annotated[
         str | None, typer.Option(help="Suppose rows of so many tokens: 300, or prompt + answer as 300+40.")
     ] = None,
@@ -50,9 +55,10 @@ def plan(
         # Not to standard output, which may be JSON for a program.
         (lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
     )
+    instead = overrides(seeds, methods, scales, budget, sets)
     plans, rows = [], []
     for path in studies:
-        settings = load_study(path, data_root=str(data_root) if data_root else None)
+        settings = load_study(path, data_root=str(data_root) if data_root else None, **instead)
         study_plan = plan_study(settings, machine or source_machine(settings), price, tokens, calibrate, told)
         rows.append({"study": path.stem, **_beside_source(study_plan, settings)})
         plans.append({**as_data(study_plan), **({"source_paid": rows[-1]["source paid"]} if settings.source else {})})

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 How = Literal["linear", "ties", "dare"]
 WAYS: tuple[How, ...] = ("linear", "ties", "dare")
+WAYS_WITH: dict[str, tuple[How, ...]] = {"density": ("ties", "dare"), "seed": ("dare",)}
+"""Option -> the ways in which it does something."""
 _NOTHING = 1e-6
 """Singular values below this share of the largest are rounding in fp32."""
 
