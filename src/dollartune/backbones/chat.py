@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from dollartune.backbones.locate import resolve
 from dollartune.errors import UserError
+from dollartune.hub_access import without_waiting
 
 if TYPE_CHECKING:
     from dollartune.backbones.loading import Backbone
@@ -302,33 +300,14 @@ def _file(path: Path, name: str, file: str) -> Path | None:
         return path / file if (path / file).is_file() else None
     from transformers.utils.hub import cached_file
 
-    cached = cached_file(
-        resolve(name),
-        file,
-        local_files_only=not _hub_answers(),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    with without_waiting(resolve(name)):
+        cached = cached_file(
+            resolve(name),
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
     return None if cached is None else Path(cached)
-
-
-@cache
-def _hub_answers() -> bool:
-    """Whether the hub can be asked: its client tries for 23 seconds per file where there is no network at all."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    address = urlsplit(constants.ENDPOINT)
-    if getproxies().get(address.scheme):  # a proxy reaches what this machine cannot
-        return True
-    try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        # Five seconds: a slow network answers within one, and a machine without any fails at once or never.
-        with socket.create_connection((address.hostname or "", port), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def tokens_in(

@@ -38,6 +38,7 @@ from dollartune.backbones.stored_names import drawn_parameters
 from dollartune.backbones.structure import read_structure
 from dollartune.backbones.weights_hash import weights_hash
 from dollartune.errors import UserError, unknown_name
+from dollartune.hub_access import without_waiting
 
 
 @dataclass
@@ -82,7 +83,8 @@ def read_config(name: str, trust_remote_code: bool = False) -> Any:
 
     path = resolve(name)
     try:
-        return text_config(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+        with without_waiting(path):
+            return text_config(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         if (words := missing_words(name)) is not None:
             raise UserError(*words) from None
@@ -241,7 +243,7 @@ def _pretrained(
     if quantize == "nf4":
         extra["quantization_config"] = nf4_settings(dtype)
     try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), without_waiting(resolve(name)), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a new classification head is drawn here; the adapter's own copy is seeded by trial
             model, told = auto.from_pretrained(
                 resolve(name),
@@ -289,7 +291,7 @@ def load_processor(name: str, config: Any) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     path = resolve(name)
-    with quiet_transformers():
+    with quiet_transformers(), without_waiting(path):
         if kind_of(config) == "vision":
             try:
                 return AutoImageProcessor.from_pretrained(path)

@@ -238,14 +238,14 @@ def masked_word_head(backbone: Backbone) -> nn.Module | None:
 
     from dollartune.backbones.locate import resolve
     from dollartune.backbones.quiet import quiet_transformers
+    from dollartune.hub_access import without_waiting
 
     if getattr(backbone.processor, "mask_token_id", None) is None:
         return None
-    with quiet_transformers():
+    path = resolve(backbone.name)
+    with quiet_transformers(), without_waiting(path):
         try:
-            model, told = AutoModelForMaskedLM.from_pretrained(
-                resolve(backbone.name), dtype=backbone.dtype, output_loading_info=True
-            )
+            model, told = AutoModelForMaskedLM.from_pretrained(path, dtype=backbone.dtype, output_loading_info=True)
         except (OSError, ValueError):
             return None
     # Then the head would be random, and its loss say nothing.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dollartune.errors import UserError, nearest
+from dollartune.hub_access import without_waiting
 from dollartune.tasks.pictures import DAMAGE, as_rgb
 from dollartune.tasks.rows import SPLIT_NAMES, Row
 
@@ -86,9 +87,10 @@ def _load(source: HubSource) -> Mapping[str, Any]:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(source.dataset)
         else:
-            loaded = datasets.load_dataset(
-                source.dataset, source.config, revision=source.revision, data_dir=source.data_dir
-            )
+            with without_waiting(source.dataset):
+                loaded = datasets.load_dataset(
+                    source.dataset, source.config, revision=source.revision, data_dir=source.data_dir
+                )
     except Exception as error:  # the library raises a dozen kinds; each means that these rows cannot be had
         name = source.dataset + (f" ({source.config})" if source.config else "")
         # The library's messages run over pages; their first line says what is wrong.
