@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +26,7 @@ from dollartune.study.results import Results
 from dollartune.tasks.registry import load_task
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.features import FeatureStore
-from dollartune.train.solve import training_seconds
+from dollartune.train.solve import solved_rows, training_seconds
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,20 @@ def test_features_are_timed_on_as_many_rows_as_a_moment_pays_for(
         attached.remove("timed")
     assert store.computed == timed
     assert seconds > 0
+
+
+def test_a_share_of_the_rows_has_each_class_and_grows_by_rows() -> None:
+    """A class of one row is in every tenth row by luck alone, and the adapter could never answer it."""
+    rows = [Encoded(f"train/{n}", (n,), label=0 if n % 2 else 2) for n in range(200)]
+    rows[77], rows[141] = replace(rows[77], label=1), replace(rows[141], label=3)
+    adapter: Any = SimpleNamespace(readout=SimpleNamespace(rows_share=0.1))
+    chosen = solved_rows(adapter, rows)
+    assert Counter(row.label for row in chosen) == {0: 9, 2: 9, 1: 1, 3: 1}
+    assert [row.prompt for row in chosen] == sorted(row.prompt for row in chosen)
+    adapter.readout.rows_share = 0.2
+    assert set(chosen) <= set(solved_rows(adapter, rows)), "features of before are used"
+    adapter.readout.rows_share = 0.001
+    assert len(solved_rows(adapter, rows)) == 1
 
 
 def test_other_weights_have_other_features(encoder: Any, tmp_path: Path) -> None:

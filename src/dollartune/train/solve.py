@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,11 +108,18 @@ def solve_on_all_seconds(
 
 
 def solved_rows(adapter: Adapter, train: Sequence[Encoded]) -> Sequence[Encoded]:
-    """The training rows that a readout is solved on: all, or a share of them from all over."""
+    """The training rows that a readout is solved on: all, or a share of each class, at least one where there is room."""
     share = adapter.readout.rows_share if adapter.readout is not None else 1.0
     if share >= 1.0:
         return train
-    return [train[int(index / share)] for index in range(max(1, int(share * len(train))))]
+    counts, before = Counter(row.label for row in train), Counter[int | None]()
+    depths: list[float] = []
+    for row in train:
+        # How far a row stands in its class: 0 for each class's first row, so that a rare one is not lost.
+        depths.append(before[row.label] / counts[row.label])
+        before[row.label] += 1
+    order = sorted(range(len(train)), key=depths.__getitem__)
+    return [train[index] for index in sorted(order[: max(1, int(share * len(train)))])]
 
 
 def _solve_on(
