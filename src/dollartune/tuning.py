@@ -119,14 +119,15 @@ def tuning_study(
     chosen: list[str | dict[str, Any]] = list(wanted) or list(usual)
     _need_trained(chosen)
     parsed = parse_budget(budget, per="study")
-    if rows is None and (rows := readable_rows(loaded, parsed.limit(1).in_seconds(find_price(price)))) is not None:
+    classifies = default_objective(read_config(backbone)) == "classification"
+    seconds = parsed.limit(1).in_seconds(find_price(price))
+    if rows is None and (rows := readable_rows(loaded, seconds, classifies)) is not None:
         notes.append(
             f"{rows:,} of {len(loaded.load()['train']):,} training rows are read, in a random order: all would take more than "
             f"{numbers.percent(READING_SHARE)} of the budget (to choose: --rows)"
         )
     # Solving takes seconds, so that it is done again with the validation rows once the score on them is known.
     training: dict[str, Any] = {"train_on_validation": True}
-    classifies = default_objective(read_config(backbone)) == "classification"
     if metric is not None and counts_rare_classes(metric) and classifies:
         training |= {"class_weights": "balanced", "class_offsets": "validation"}
         if not wanted:

@@ -30,6 +30,8 @@ def test_a_quarter_of_the_budget_reads_rows_by_what_their_texts_hold() -> None:
     assert readable_rows(texts(100_000, 700), math.inf) is None
     # what lies behind the tokens that a backbone reads is not read
     assert readable_rows(texts(3000, 100 * MOST_CHARACTERS), 10.0) == readable_rows(texts(3000, MOST_CHARACTERS), 10.0)
+    # but of a prompt, all of it is made tokens of before it is cut: 0.8 s
+    assert readable_rows(texts(3000, 100 * MOST_CHARACTERS), 10.0, classifies=False) == 3
 
 
 def test_long_rows_at_one_end_of_a_file_count_as_much_as_short_ones() -> None:
@@ -43,6 +45,16 @@ def test_pictures_and_conversations_are_read_too() -> None:
     assert readable_rows(task_of(rows), 20.0) == int(5.0 / (PICTURE_SECONDS + 300_000 / BYTES_PER_SECOND))
     said = [Example(str(n), {}, target="b", turns=(("user", "x" * 400), ("assistant", "y" * 300))) for n in range(3000)]
     assert readable_rows(task_of(said), 10.0) == pytest.approx(2500, abs=1)
+
+
+def test_tune_knows_that_prompts_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("text,label\n" + "".join(f"{n} {'many words ' * 3000},{'ab'[n % 2]}\n" for n in range(200)))
+    scales = [
+        tuning_study(backbone, str(path), [], out=tmp_path, budget="4 s")[0]["scales"]
+        for backbone in ("tiny-encoder", "tiny-decoder")
+    ]
+    assert scales == [[117], [30]]
 
 
 @pytest.mark.parametrize("budget", [{"budget": "1 s"}, {"budget": "$0.001", "price": "3.6/h"}])
