@@ -118,6 +118,26 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     assert len(read) == 3
 
 
+def test_of_large_files_the_latest_alone_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told and what is spelled out are one; sets that a notebook was at before are gigabytes."""
+    monkeypatch.setattr(custom, "MOST_KEPT_BYTES", 1)
+    paths = [write_csv(tmp_path / f"{name}.csv", reviews()) for name in "ab"]
+    for path in paths:
+        suggest_task(str(path))
+    assert len(custom._kept) == 2
+    assert len({id(made.examples) for _, made in custom._kept.values()}) == 1
+    load_task({"data": str(path), "label": "sentiment", "text": "review"})
+    assert len(custom._kept) == 1
+
+
+def test_rows_that_a_caller_changes_are_no_other_tasks(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "data.csv", reviews())
+    rows: Any = load_task(str(path)).load()
+    before = len(rows["train"])
+    del rows["train"][3:]
+    assert len(load_task(str(path)).load()["train"]) == before
+
+
 def test_each_different_label_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

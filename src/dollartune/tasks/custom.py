@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dollartune.tasks.config import TaskConfig
 
 Rows = dict[SplitName, list[Row]]
-_Key = tuple[str, str, str, bool]
+_Key = tuple[str, str, str]
 _Stamps = tuple[tuple[str, int, int, int], ...] | None
 """(path, inode, nanosecond of its last change, bytes) of each file."""
 
@@ -114,7 +114,7 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
         UserError: unknown file, column or label; malformed rows; measures that do not fit the kind of task.
     """
     assert config.data is not None
-    key, stamps = _key(config, data_root, full), _stamps(config, data_root)
+    key, stamps = _key(config, data_root), _stamps(config, data_root)
     kept = _kept.get(key)
     made = kept[1] if kept is not None and kept[0] == stamps else _make(config, data_root, full)
     _keep(key, stamps, made)
@@ -124,7 +124,8 @@ def task_and_columns(config: TaskConfig, data_root: Path | None, full: bool = Fa
     task = Task(
         name=config.name or Path(config.data.rstrip("/")).name.split(".")[0],
         kind=kind,
-        load=RowsInMemory(made.examples),
+        # Lists of its own: in a notebook, what is done to them is done to no later task.
+        load=RowsInMemory({split: list(rows) for split, rows in made.examples.items()}),
         template=made.template,
         label_words=made.words,
         metric=config.metric or metric,
@@ -185,18 +186,20 @@ def _make(config: TaskConfig, data_root: Path | None, full: bool) -> _Made:
 _kept: dict[_Key, tuple[_Stamps, _Made]] = {}
 """The latest ones. One command asks for a task three or four times (told early, spelled out, planned), and reading a hundred
 thousand rows takes ten seconds of whatever is paid for."""
-MOST_KEPT = 4
+MOST_KEPT, MOST_KEPT_BYTES = 4, 256 << 20
+"""Tasks, and bytes of the files of all but the latest, which are a few times as many in memory: who goes from one large set to
+the next in a notebook holds one of them."""
 _NO_ROWS = frozenset({"name", "extra_prompts", "chat", "system", "max_answer_tokens", "metric", "metrics"})
 """Fields that change nothing of what is read."""
 
 
 def spelled_out(told: TaskConfig, spelled: TaskConfig, data_root: Path | None) -> None:
     """Lets a task whose guesses are spelled out be the one that they were made of, which has just been read."""
-    kept = _kept.get(_key(told, data_root, False))
+    kept = _kept.get(_key(told, data_root))
     if kept is not None:
         stamps, made = kept
         told_again = tuple(note for note in made.notes if note not in made.guesses)
-        _keep(_key(spelled, data_root, False), stamps, replace(made, notes=told_again, guesses=()))
+        _keep(_key(spelled, data_root), stamps, replace(made, notes=told_again, guesses=()))
 
 
 def _keep(key: _Key, stamps: _Stamps, made: _Made) -> None:
@@ -205,12 +208,18 @@ def _keep(key: _Key, stamps: _Stamps, made: _Made) -> None:
         return
     _kept.pop(key, None)
     _kept[key] = (stamps, made)
-    while len(_kept) > MOST_KEPT:
+    while len(_kept) > MOST_KEPT or _bytes_beside(made) > MOST_KEPT_BYTES:
         del _kept[next(iter(_kept))]
 
 
-def _key(config: TaskConfig, data_root: Path | None, full: bool) -> _Key:
-    return config.model_dump_json(exclude=set(_NO_ROWS), exclude_none=True), str(data_root), str(Path.cwd()), full
+def _bytes_beside(made: _Made) -> int:
+    """Of the files of which other rows are kept; a task that was told and the same spelled out share theirs."""
+    others = {id(one.examples): files or () for files, one in _kept.values() if one.examples is not made.examples}
+    return sum(size for files in others.values() for *_, size in files)
+
+
+def _key(config: TaskConfig, data_root: Path | None) -> _Key:
+    return config.model_dump_json(exclude=set(_NO_ROWS), exclude_none=True), str(data_root), str(Path.cwd())
 
 
 def _stamps(config: TaskConfig, data_root: Path | None) -> _Stamps:
