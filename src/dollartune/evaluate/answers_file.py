@@ -12,12 +12,14 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dollartune.errors import UserError
 from dollartune.files import lock, write_atomically
+from dollartune.tasks.csv_files import long_fields
 from dollartune.tasks.values import as_text
 
 if TYPE_CHECKING:
@@ -166,17 +168,11 @@ def _ends_of_records(content: bytes, columns: int) -> Iterator[int]:
     lines = content.splitlines(keepends=True)
     reader = csv.reader((line.decode("utf8", errors="replace") for line in lines), strict=True)
     ends = [0, *accumulate(map(len, lines))]
-    # A value may be longer than what the module takes without being told.
-    before = csv.field_size_limit(sys.maxsize)
-    try:
+    with long_fields(), suppress(csv.Error):  # the end came inside quotes
         for record in reader:
             if len(record) != columns:
                 return
             yield ends[reader.line_num]
-    except csv.Error:  # the end came inside quotes
-        return
-    finally:
-        csv.field_size_limit(before)
 
 
 def _csv_line(values: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
 from dollartune.engines.base import LEAST_TEST_ROWS
 from dollartune.schedule.anytime_state import AnytimeState, Run
 from dollartune.schedule.first_settings import Setting, rows_may_be_limited, tokens_may_be_limited
@@ -95,11 +96,9 @@ class SolvedProbe:
         state, limit = self.state, self._limit
         if state.probe_tokens:
             state.tokens_share = share = self._affordable_tokens(left, cost)
-            return (
-                ""
-                if share == 1.0
-                else f"tokens of {share:.0%} of the rows are counted: solving on all would take too long."
-            )
+            if share == 1.0:
+                return ""
+            return f"tokens of {numbers.percent(share)} of the rows are counted: solving on all would take too long."
         state.probe_tried += 1
         seconds = math.inf if cost is None else PROBE_MARGIN * cost.seconds_per_step
         share = min(1.0, PROBE_SHARE * left / seconds) if seconds > 0 else 1.0
@@ -129,7 +128,7 @@ class SolvedProbe:
         self.state.probe_share = float(f"{share:.2g}")
         scored = round(SCORED_SHARE * share * cost.validation_rows)
         self.state.validation_rows = min(cost.validation_rows, max(LEAST_TEST_ROWS, scored))
-        rows = "each row" if share == 1.0 else f"{self.state.probe_share:.0%} of the rows"
+        rows = "each row" if share == 1.0 else f"{numbers.percent(self.state.probe_share)} of the rows"
         return f"{tokens}{rows} go through the backbone: all would take too long."
 
     def next_run(self) -> Run | None:

@@ -36,7 +36,7 @@ def read_csv(path: Path, bad: BadRows, notes: list[str], delimiter: str | None =
     Raises:
         UserError: the file is empty or unreadable, or the header names no column, or is a row of data.
     """
-    with opened(path) as binary, _long_fields():
+    with opened(path) as binary, long_fields():
         lines = text_lines(path, binary)
         # Excel's own line, which tells it the delimiter; counted, so that later lines keep their numbers.
         before = 0
@@ -200,7 +200,7 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
 
 
 @contextmanager
-def _long_fields() -> Iterator[None]:
+def long_fields() -> Iterator[None]:
     """Lifts the csv module's limit of 131,072 characters per value, which is process-wide, while a file is read."""
     # A lock, as two threads that read files would restore each other's limit.
     with _field_limit:
