@@ -128,6 +128,18 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         assert lock(third)
 
 
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_posix_has_two_errors_for_a_lock_that_another_one_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def taken(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", taken)
+    with open(tmp_path / "file", "ab") as file:
+        assert not lock(file)
+
+
 def test_a_file_system_without_locks_refuses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: Any) -> None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))

@@ -174,9 +174,38 @@ def test_a_folder_that_was_begun_for_another_adapter_is_refused(begun: Study, tm
         refuse_other_work(store, settings.model_copy(update={"backbones": backbones}))
     with (tmp_path / "moods.csv").open("a") as file:
         file.write("the tea was fine today,good\n")
-    with pytest.raises(UserError, match=r"on other rows: .*moods\.csv has changed since"):
+    more = {**settings.tasks[0], "label_words": {"good": "good"}}  # type: ignore[dict-item]  # guessed of the new rows
+    for tasks in (settings.tasks, (more,)):
+        with pytest.raises(UserError, match=r"on other rows: .*moods\.csv has changed since") as refused:
+            refuse_other_work(store, settings.model_copy(update={"tasks": tasks}))
+        assert "--begin-with" not in str(refused.value.hint), "there is none"
+    hand_over(store, store.root.parent / "adapter")
+    with pytest.raises(UserError) as refused:
         refuse_other_work(store, settings)
+    assert f"--begin-with {store.root.parent / 'adapter'}" in str(refused.value.hint)
     refuse_other_work(Store(tmp_path / "nowhere"), settings)
+
+
+def test_a_backbone_is_the_same_by_each_of_its_names(
+    local_backbone: Any, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = Path(local_backbone("llama")).resolve()
+    Path("model").symlink_to(folder)
+
+    def asked(backbone: str | None) -> dict[str, Any]:
+        return tuning_settings(str(reviews), backbone, "60 s", Path("tuned"), {"label": "mood"})[0]
+
+    first = asked("model")
+    assert first["backbone"] == str(folder), "as it is found from other folders"
+    for settings in (first, {**first, "backbone": "model"}):  # as it was written down once
+        study = Study(settings)
+        study.store.create(study.settings.model_dump_json(exclude={"output", "engine"}), [])
+        for name in ("model", "./model", "model/", "~/model", str(folder), None):
+            again = Study(asked(name))
+            assert again.settings.backbones == study.settings.backbones, "whose records are found"
+            refuse_other_work(again.store, again.settings)
 
 
 def test_an_adapter_of_a_method_that_was_not_asked_for_is_not_handed_over(begun: Study, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import math
 import os
@@ -63,10 +64,10 @@ def lock(file: IO[Any]) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without them: not to be taken for a process that runs
-        return True
+    except OSError as error:
+        # A share of Windows says the second where POSIX allows either. All else is a file system without such locks, which is not
+        # to be taken for a process that runs.
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
     return True
 
 

@@ -289,6 +289,8 @@ def tuning_settings(
         backbone, data, methods, budget, out, price=price, rows=rows, seeds=seeds, trials=trials, metric=metric,
         limit=limit, data_root=data_root, told=told,
     )  # fmt: skip
+    if begun is not None and located(settings["backbone"]) == located(begun.backbones[0].name):
+        settings["backbone"] = begun.backbones[0].name  # by another of its names no record would be found again
     if before is not None:
         entry = settings["task"] if isinstance(settings["task"], dict) else {"preset": settings["task"]}
         loaded = before.loaded

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune import format as numbers
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
+from dollartune.backbones.locate import from_anywhere
 from dollartune.budget.limit import parse_budget
 from dollartune.budget.prices import find_price
 from dollartune.budget.serving_limits import ServingLimits, parse_limits
@@ -138,7 +139,7 @@ def tuning_study(
     settings = {
         "name": "study",
         # A relative path would work in this folder alone, for the study and for its adapters.
-        "backbone": str(Path(backbone).resolve()) if Path(backbone).exists() and "/" in backbone else backbone,
+        "backbone": from_anywhere(backbone),
         "task": entry,
         "methods": chosen,
         "scales": ["all" if rows is None else rows],
@@ -200,17 +201,20 @@ def refuse_other_work(store: Store, settings: StudySettings) -> None:
     begun = settings_of(store)
     if begun is None:
         return
-    limits, why = settings.limits, ""
+    limits, why, way_out = settings.limits, "", "--fresh, or another --out"
     if begun.limits != limits:
         why = f"with {begun.limits or 'no limit'} for what is served; now it is {limits or 'none'}"
+    elif changed := _changed_files(store, settings):
+        # first: of more rows other label words are guessed, too
+        why = f"for an adapter on other rows: {', '.join(changed)} has changed since"
+        if ((handed_over := store.root.parent / "adapter") / CONFIG).is_file():
+            way_out += f", there with --begin-with {handed_over} to go on from this one"
     elif differing := differences(
         *({"backbone": s.backbones[0].model_dump(), "task": s.tasks[0]} for s in (begun, settings))
     ):
         why = f"for another adapter ({', '.join(differing[:_MOST_SAID])})"
-    elif changed := _changed_files(store, settings):
-        why = f"for an adapter on other rows: {', '.join(changed)} has changed since"
     if why:
-        raise UserError(f"{store.root} was begun {why}.", hint="--fresh, or another --out.")
+        raise UserError(f"{store.root} was begun {why}.", hint=f"{way_out}.")
 
 
 def _changed_files(store: Store, settings: StudySettings) -> list[str]:

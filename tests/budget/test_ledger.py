@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -409,6 +410,17 @@ def kept(tmp_path: Path) -> tuple[Ledger, Clock, Path]:
     return Ledger(path=path, clock=clock, heartbeat_seconds=0), clock, path
 
 
+@pytest.fixture
+def running(kept: tuple[Ledger, Clock, Path]) -> tuple[Ledger, Any, Path]:
+    """A ledger, its booking of five seconds that the last heartbeat knows, and its file."""
+    ledger, clock, path = kept
+    booking = ledger.book("tune")
+    booking.__enter__()
+    clock.now += 5
+    ledger.heartbeat()
+    return ledger, booking, path
+
+
 def no_room(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
@@ -439,17 +451,17 @@ def test_a_heartbeat_without_room_ends_no_work(
 
 
 def test_an_end_without_room_keeps_the_last_heartbeat_and_no_lock(
-    kept: tuple[Ledger, Clock, Path], monkeypatch: pytest.MonkeyPatch
+    running: tuple[Ledger, Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger, clock, path = kept
-    booking = ledger.book("tune")
-    booking.__enter__()
-    clock.now += 5
-    ledger.heartbeat()
+    ledger, _, path = running
     with monkeypatch.context() as full:
         full.setattr(Journal, "append", no_room)
         with pytest.raises(OSError, match="No space"):
             ledger.close()
+        with pytest.raises(OSError, match="No space") as refused:  # what ran cannot be recovered yet
+            Ledger(path=path, heartbeat_seconds=0)
+    with held(path):  # while the error is still there
+        assert refused.value.errno == 28
     assert Ledger(path=path, heartbeat_seconds=0).totals().seconds == 5
 
 
@@ -463,13 +475,9 @@ def test_an_account_that_cannot_be_read_is_not_kept_locked(tmp_path: Path) -> No
 
 
 def test_who_reads_while_a_piece_ends_sees_it_once(
-    kept: tuple[Ledger, Clock, Path], monkeypatch: pytest.MonkeyPatch
+    running: tuple[Ledger, Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger, clock, path = kept
-    booking = ledger.book("tune")
-    booking.__enter__()
-    clock.now += 5
-    ledger.heartbeat()
+    ledger, booking, path = running
     read: list[str] = []
 
     def ending(name: str) -> None:

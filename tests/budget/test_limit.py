@@ -106,6 +106,7 @@ def test_reads_well() -> None:
 
 @pytest.mark.parametrize(("text", "size"), [
     ("5 min, 2 GiB", 2 * 2**30), ("$1, 800 MB", 800_000_000), ("90 s each,1.5gib", int(1.5 * 2**30)),
+    ("$5,16GiB", 16 * 2**30),
 ])  # fmt: skip
 def test_memory_stands_behind_the_amount(text: str, size: int) -> None:
     budget = parse_budget(text)

@@ -57,6 +57,7 @@ def test_the_file_that_is_read_is_never_written_over(
     assert "exists, and holds no doubts" in refused(command, "doubts", adapter, data, "--out", other)
     assert (data.read_bytes(), other.read_text()) == (before, "mine\n")
     assert "there is no folder" in refused(command, "doubts", adapter, data, "--out", tmp_path / "no" / "x.csv")
+    assert "inner' is a folder.\n" in refused(command, "doubts", adapter, data, "--out", tmp_path / "inner")
     for _ in range(2):  # its own file is made anew
         assert command("doubts", adapter, data, "--out", tmp_path / "doubts.csv")[0] == 0
 

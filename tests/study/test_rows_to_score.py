@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +134,31 @@ def test_what_was_decided_holds_when_the_study_goes_on(study_of: Any) -> None:
     # until there is more money, which pays for more rows
     more, first = deciding(study_of, budget={"seconds": 6000.0, "per": "method"})
     assert asked(more, first["lora"], 0.02) is None
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_was_decided_of_a_task_is_found_at_another_place(study_of: Any, early: bool) -> None:
+    task = study_of()["task"]
+    tasks = [{**task, "name": "cheap" if early else "1"}, {**task, "name": "dear"}]
+
+    def with_tasks(**changes: Any) -> dict[str, Any]:
+        return {key: value for key, value in study_of(**changes).items() if key != "task"}
+
+    def scored_rows(tasks: list[Any], seconds_per_row: float) -> dict[str, int | None]:
+        settings = with_tasks(methods=["lora"], tasks=tasks, budget={"seconds": 60.0, "per": "method"})
+        study = Study(settings)
+        trials, _, _ = plan(study.settings)
+        rows = RowsToScore(study.settings, study.store, ledger_for(study.settings, trials, None), trials)
+        return {trial.task: asked(rows, trial, seconds_per_row * (1 + 9 * (trial.task == "dear"))) for trial in trials}
+
+    before = scored_rows(tasks, 0.02)
+    assert len(set(before.values())) == 2
+    if early:  # by their places
+        (path,) = (Path(with_tasks()["output"]) / "moods" / "searches").glob("*.json")
+        state = json.loads(path.read_text())
+        state["state"]["by_task"] = {str(at): counts for at, counts in enumerate(state["state"]["by_task"].values())}
+        path.write_text(json.dumps(state))
+    assert scored_rows(tasks if early else tasks[::-1], 0.001) == before
 
 
 def test_all_methods_of_a_study_are_scored_on_the_same_rows(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:

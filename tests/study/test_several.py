@@ -91,7 +91,8 @@ def test_scores_of_different_metrics_are_no_difference(finished: tuple[Path, Pat
 
 
 def test_merged_they_are_one_study(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    stores = [Store(path) for path in finished]
+    stores = [Store(Path(shutil.copytree(path, tmp_path / path.name))) for path in finished]
+    (stores[1].root / "trials" / ".DS_Store").write_bytes(b"what a Mac leaves in folders")
     merged = merge_studies(stores, tmp_path / "both")
     labels = {record.trial.label for record in open_study(tmp_path / "both").done()}
     assert labels == {"bitfit", "norm"}

@@ -178,13 +178,15 @@ class Journal:
         self.path = path
         # Before anything is read or cut: another process may be writing that line right now.
         self._file = _opened(path)
-        self._cut_torn_line()
         try:
-            lines = read_lines(path)
-        except UserError:
-            self._file.close()  # whoever mends it does so from this process, too
+            self._begin()
+        except BaseException:
+            self._file.close()  # whoever mends it, or makes room on the disk, goes on from this process, too
             raise
-        pieces, self.failed, missing = settled(lines, read_open(path))
+
+    def _begin(self) -> None:
+        self._cut_torn_line()
+        pieces, self.failed, missing = settled(read_lines(self.path), read_open(self.path))
         # Without those that are appended below, marked as recovered.
         self.pieces = pieces[: len(pieces) - len(missing)]
         for piece in missing:
@@ -192,7 +194,7 @@ class Journal:
             # twice.
             self.append(replace(piece, recovered=True))
             self.pieces.append(replace(piece, recovered=True))
-        open_path(path).unlink(missing_ok=True)
+        open_path(self.path).unlink(missing_ok=True)
 
     def _cut_torn_line(self) -> None:
         content = self.path.read_bytes()

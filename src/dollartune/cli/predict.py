@@ -195,8 +195,10 @@ def _need_doubts_file(out: Path) -> None:
 
     if not out.parent.is_dir():
         raise UserError(f"--out {str(out)!r} cannot be made: there is no folder {str(out.parent)!r}.")
+    if out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a folder.", hint="Name a file in it, such as doubts.csv.")
     if not out.is_file():
-        return  # where it is a folder, opening it says so
+        return  # new, or a device
     with out.open(encoding="utf8", errors="replace") as file:
         if file.readline().rstrip("\n") not in ("", ",".join(DOUBTS_HEADER)):
             raise UserError(f"{out} exists, and holds no doubts.", hint="Choose another --out.")

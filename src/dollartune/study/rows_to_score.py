@@ -39,8 +39,8 @@ class RowCounts:
 class RowsToScoreState:
     """On disk, so that a study that goes on scores the rows that it began with."""
 
-    by_task: dict[int, RowCounts] = field(default_factory=dict)
-    """By the task's index."""
+    by_task: dict[str, RowCounts] = field(default_factory=dict)
+    """By the task's name: its place changes with the study file. Early folders have that."""
 
 
 class RowsToScore:
@@ -58,7 +58,10 @@ class RowsToScore:
         # An anytime search scores its one adapter at the end, on what is left by then.
         self.decides = ledger.limited and (settings.search is None or settings.search.strategy != "anytime")
         self._file = StateFile(store, ledger, ["rows to score"], RowsToScoreState, lambda values: None)
-        self._state = self._file.read() or RowsToScoreState()
+        stored = self._file.read() or RowsToScoreState()
+        # A task may be called by a number, which then is no place.
+        names = {str(trial.task_index): trial.task for trial in trials} | {trial.task: trial.task for trial in trials}
+        self._state = RowsToScoreState({names.get(task, task): rows for task, rows in stored.by_task.items()})
         self._notes: list[str] = []
 
     def of_cohort(self, cohort: Cohort, costs: EvaluationCost) -> Cohort:
@@ -95,11 +98,11 @@ class RowsToScore:
             validation_seconds: of scoring a validation row.
         """
         # By a measurement alone: what is decided here holds for the whole study.
-        if trial.task_index not in self._state.by_task and test_seconds > 0:
+        if trial.task not in self._state.by_task and test_seconds > 0:
             share = SCORING_SHARE if trial.trains else SCORING_SHARE_UNTUNED
             paid = share * self._seconds_each(trial) / EVALUATION_MARGIN
             rows = _paid_for(paid, had, test_seconds, validation_seconds)
-            self._state.by_task[trial.task_index] = rows
+            self._state.by_task[trial.task] = rows
             self._file.write(self._state)
             if rows.test < had.test:
                 beside = f" and {rows.validation:,} of {had.validation:,} validation rows"
@@ -108,7 +111,7 @@ class RowsToScore:
                     f"{beside if rows.validation < had.validation else ''}: with this budget all of them would take more than "
                     f"{share:.0%} of what a method has."
                 )
-        rows = self._state.by_task.get(trial.task_index, had)
+        rows = self._state.by_task.get(trial.task, had)
         return RowCounts(min(rows.test, had.test), min(rows.validation, had.validation))
 
     def _seconds_each(self, trial: Trial) -> float:

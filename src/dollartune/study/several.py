@@ -173,7 +173,7 @@ def merge_studies(sources: Sequence[Store], out: Path) -> Store:
         store.create(merged.model_dump_json(indent=1, exclude={"output", "engine"}), planned)
         write_lines(store.ledger, (line for source in sources for line in read_settled(source.ledger)))
         for source in sources:
-            for folder in sorted((source.root / "trials").iterdir()):
+            for folder in sorted(path for path in (source.root / "trials").iterdir() if path.is_dir()):
                 # The same identifier is the same trial, so that the first one's will do.
                 if not store.folder(folder.name).exists():
                     # Without what is being written just now, or was when its process died.
