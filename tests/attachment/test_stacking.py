@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,7 +36,9 @@ def adapters_of(backbone: TinyBackbone, *settings: Sequence[Any]) -> list[Adapte
     return found
 
 
-def assert_rows_equal_alone(backbone: TinyBackbone, adapters: list[Adapter], rows: list[int]) -> None:
+def assert_rows_equal_alone(
+    backbone: TinyBackbone, adapters: list[Adapter], rows: list[int], rtol: float = 1e-4, atol: float = 2e-5
+) -> None:
     attached = Attached(backbone.model, backbone.anatomy)
     for number, adapter in enumerate(adapters):
         attached.put(str(number), adapter)
@@ -47,7 +51,7 @@ def assert_rows_equal_alone(backbone: TinyBackbone, adapters: list[Adapter], row
             for row, number in enumerate(rows):
                 with attached.routed(Assignment(adapters[number], slice(None))):
                     alone = split_by_rows(backbone, backbone.logits(attached, inputs), inputs)[row]
-                torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=2e-5)
+                torch.testing.assert_close(together[row], alone, rtol=rtol, atol=atol)
     finally:
         attached.detach()
 
@@ -58,6 +62,30 @@ def test_ranks_and_scales_may_differ() -> None:
         backbone, [LoRA(rank=2)], [LoRA(rank=8, alpha=4.0)], [LoRA(rank=3, rank_stabilized=True, dropout=0.1)]
     )
     assert_rows_equal_alone(backbone, adapters, [1, 0, 2, 1])
+
+
+@pytest.mark.parametrize("init", ["zero", "pissa"])
+def test_scales_may_differ_in_half_precision_too(init: Any) -> None:
+    backbone = tiny_backbone("llama")
+    backbone.model.to(torch.bfloat16)
+    adapters = adapters_of(backbone, [LoRA(rank=2, init=init)], [LoRA(rank=2, alpha=4.0, init=init)])
+    assert_rows_equal_alone(backbone, adapters, [1, 0, 1], rtol=0.0, atol=0.1)
+
+
+class ScaleNorm(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.g = nn.Parameter(torch.ones(features)), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(x, dim=-1) * self.weight * self.g
+
+
+def test_single_numbers_are_stacked_too() -> None:
+    backbone = tiny_backbone("opt")
+    model: Any = backbone.model
+    model.model.decoder.layers[0].self_attn_layer_norm = ScaleNorm(32)
+    assert_rows_equal_alone(backbone, adapters_of(backbone, [Norm()], [Norm()]), [1, 0, 1])
 
 
 def test_pruned_ranks_may_differ() -> None:

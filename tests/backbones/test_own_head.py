@@ -10,12 +10,13 @@ import torch
 import transformers
 
 from dollartune.attachment.attached import attach
-from dollartune.backbones.loading import load_backbone
+from dollartune.backbones.loading import _auto_class, load_backbone
 from dollartune.errors import UserError
 from dollartune.export.arithmetic import write_lora
 from dollartune.export.merged import write_merged
 from dollartune.export.peft_format import write_peft
 from dollartune.methods.registry import build_method
+from dollartune.testing.practice import perturb
 
 MARKS = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 WIDTH = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -52,6 +53,18 @@ def test_a_classifier_reads_the_last_real_token_on_the_checkpoints_weights(grani
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(by_embeddings, expected)  # virtual tokens come as embeddings
     assert backbone.anatomy.at("head")
+
+
+@pytest.mark.parametrize("method", ["head", "lora", "linear_probe"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_no_cache_is_asked_of_layers_that_keep_none(method: str, skip: bool) -> None:
+    config = transformers.Lfm2Config(**MARKS, **WIDTH, num_key_value_heads=2, layer_types=["conv", "conv"])
+    model = _auto_class(config, "classification").from_config(config).eval()
+    attached = attach(model, build_method(method))
+    perturb(attached.adapters["default"], 0.1, 0)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+    with torch.no_grad(), attached.changed(skip_unused=skip):
+        assert attached(input_ids=ids, attention_mask=(ids > 0).long()).logits.shape == (2, 2)
 
 
 def test_values_that_no_checkpoint_holds_are_the_familys(tmp_path: Path) -> None:

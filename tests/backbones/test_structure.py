@@ -186,6 +186,8 @@ def test_a_user_corrects_what_was_read(tmp_path: Path, files: Any) -> None:
         ({"kind": "decodr"}, "it is one of"),
         ({"model_types": "phi"}, "lists the model_type"),
         ({"stacks": {}}, "there is no stack"),
+        ({"keeps_states": "no, I think"}, "keeps_states is 'no, I think'; it is true or false"),
+        ({"streams": None}, "streams is None; it is a whole number"),
         (
             {"stacks": {"decoder": {"shapes": [{"layers": ["layers.0"], "roles": {"self_attn.q": {"pth": "q"}}}]}}},
             "neither a path",

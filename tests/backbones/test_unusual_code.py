@@ -213,6 +213,10 @@ def test_text_is_what_whole_passes_say_where_generate_says_otherwise() -> None:
         for token in written[1]:
             assert int(model(input_ids=text).logits[0, -1].argmax()) == int(token)
             text = torch.cat([text, token[None, None]], dim=1)
+    again = attached.generate(input_ids=text, max_new_tokens=1, num_beams=1, top_p=1.0)  # as greedy as without
+    assert torch.equal(again, attached.generate(input_ids=text, attention_mask=torch.ones_like(text), max_new_tokens=1))
+    with pytest.raises(UserError, match="max_new_tokens"):
+        attached.generate(input_ids=text)
     with pytest.raises(UserError, match="top_p cannot be followed"):
         attached.generate(input_ids=ids, attention_mask=mask, max_new_tokens=1, top_p=0.5)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -435,6 +437,24 @@ def test_rows_join_a_running_encoder_decoder(family: str, tmp_path: Path) -> Non
         while batch.rows:
             batch.step()
         assert row.tokens == again.tokens, (model, prompt)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", RunningBatch), ("t5", EncoderDecoderBatch)])
+def test_an_empty_batch_keeps_no_adapter_that_is_gone(family: str, kind: type[RunningBatch], tmp_path: Path) -> None:
+    backbone = load_backbone(str(write_tiny(tmp_path / "model", family)))
+    service = by_hand(backbone, tmp_path, {name: METHODS[name] for name in ("lora_a", "lora_b", "ia3")})
+    batch, pool = kind(service.pool, frozenset()), service.pool
+    asked = go_on_by_hand(service, batch, ["lora_a", "lora_b", "ia3"])
+    trained = [weakref.ref(p) for row in asked if row[2].served for p in row[2].served.adapter.parameters()]
+    for _, _, row in asked:
+        pool.release(row.served)
+    for name in ("lora_a", "lora_b", "ia3"):
+        pool.retire(name)
+    del row, asked
+    pool.sweep()
+    gc.collect()
+    assert trained
+    assert not any(one() is not None for one in trained)
 
 
 @pytest.mark.parametrize(

@@ -222,8 +222,9 @@ class Attached(RoutedModel):
         known = None
         if state.frozen_prefix is not None:
             known = state.frozen_prefix.states(self, inputs, prompt_lengths)
-        if self.anatomy.family.masks_without_cache or not self.anatomy.family.generates:
-            inputs = keeping_nothing(self, inputs)
+        family = self.anatomy.family
+        if family.masks_without_cache or not family.generates or output_head(self.model) is None:
+            inputs = keeping_nothing(self.model, inputs)
         handle = None
         if keep is not None:
             rows, positions = keep
@@ -240,7 +241,7 @@ class Attached(RoutedModel):
                 without_frozen_prefix(self, *known) if known is not None else nullcontext(),
                 only_read_rows(self, self.last_layer, keep) if state.skip_unused else nullcontext(),
             ):
-                return self.model(**(needed_inputs(self, inputs) if state.skip_unused else inputs))
+                return self.model(**(needed_inputs(self, self.model, inputs) if state.skip_unused else inputs))
         finally:
             if handle is not None:
                 handle.remove()

@@ -136,6 +136,8 @@ def _generate_by_length(attached: RoutedModel, inputs: dict[str, Any], mask: Ten
     return _together(pieces, _padding(attached, inputs))
 
 
+_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+"""What changes nothing of greedy text."""
 _GREEDY = {
     "input_ids",
     "attention_mask",
@@ -155,12 +157,16 @@ def _generate_by_whole_passes(attached: RoutedModel, inputs: dict[str, Any], row
     Raises:
         UserError: another way of decoding is asked for.
     """
-    asked = {name for name, value in inputs.items() if value is not None and value is not False}
-    if unknown := sorted(asked - _GREEDY):
+    asked = {n for n, value in inputs.items() if value is not None and value is not False and n not in _GREEDY}
+    if unknown := sorted(name for name in asked if inputs[name] != _NEUTRAL.get(name)):
         raise UserError(
             f"{type(attached.model).__name__} is asked for each token by a whole pass here, greedily; "
             f"{', '.join(unknown)} cannot be followed."
         )
+    if inputs.get("max_new_tokens") is None:
+        raise UserError("generate is to be told how many tokens to write: max_new_tokens.")
+    if inputs.get("attention_mask") is None:
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
     ends = inputs.get("eos_token_id")
     ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
     pieces = []
@@ -182,7 +188,7 @@ def _greedy_row(attached: RoutedModel, prompt: Tensor, inputs: dict[str, Any], e
         mask = torch.ones_like(ids)
         ready = prepare_inputs(attached, {"input_ids": ids, "attention_mask": mask}, mask.new_tensor([length]))
         with attached.under(ready.state), attached.exclusive_values():
-            logits = attached.model(**keeping_nothing(attached, ready.inputs)).logits[0, -1].float()
+            logits = attached.model(**keeping_nothing(attached.model, ready.inputs)).logits[0, -1].float()
         logits[inputs.get("suppress_tokens") or []] = float("-inf")
         if written < int(inputs.get("min_new_tokens") or 0):
             logits[list(ends)] = float("-inf")

@@ -67,7 +67,7 @@ def pooled_states(
                 # (rows, tokens, d). The decoder would need a first token that nobody has trained to stand for the row.
                 states = model.base_model.get_encoder()(**given).last_hidden_state
             else:
-                states = _last_states(attached, needed_inputs(attached, given))
+                states = _last_states(attached, needed_inputs(attached, model.base_model, given))
     finally:
         if handle is not None:
             handle.remove()

@@ -81,7 +81,7 @@ class _Part:
     def of(self, blocks: Sequence[Tensor]) -> Tensor:
         """(rows, ...), a view."""
         flat = blocks[self.block][:, self.start : self.start + self.shape.numel()]
-        stored: Tensor = flat.unflatten(1, self.shape)
+        stored = flat.view(len(flat), *self.shape)
         return stored.mT if self.turned else stored
 
 
@@ -270,12 +270,12 @@ class RunningRows:
     def _make_room(self, start: int, stop: int) -> None:
         # A few more on both sides: groups grow and shrink by a row or two from step to step. Few, as a row is a whole adapter.
         more = 1 + (stop - start) // 4
+        self._blocks, self._tensors, self._views = [], {}, {}  # let go of before others are made
         self._first = max(0, start - more)
         rows = stop + more - self._first
         self._adapters = [None] * rows
         self._blocks = [block.new_empty(rows, block.shape[1]) for block in self._stacked.blocks]
         self._tensors = self._stacked.tensors(self._blocks)
-        self._views = {}
 
 
 def _plain(edit: Edit) -> dict[str, Any]:

@@ -107,8 +107,16 @@ def family_from(data: Mapping[str, Any], source: str) -> Family:
     return Family(
         tuple(map(str, types)), data["kind"], stacks, dict(data.get("embeddings") or {}),
         tuple(data.get("heads") or ("lm_head",)), base=data.get("base"),
-        **{name: type(getattr(Family, name))(data[name]) for name in _FACTS if name in data},
+        **{name: _fact(name, data[name], source) for name in _FACTS if name in data},
     )  # fmt: skip
+
+
+def _fact(name: str, value: Any, source: str) -> Any:
+    kind = type(getattr(Family, name))
+    if type(value) is not kind:
+        wanted = {bool: "true or false", int: "a whole number", str: "a name"}[kind]
+        raise UserError(f"{source}: {name} is {value!r}; it is {wanted}.")
+    return value
 
 
 def _stack(data: Mapping[str, Any], source: str) -> Stack:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dollartune.backbones.forward_inputs import takes
 from dollartune.backbones.marks import decoder_start
 from dollartune.backbones.token_table import output_head, vocabulary_size
 from dollartune.errors import UserError
@@ -160,7 +161,14 @@ class _WithClasses(_OwnHead):
         from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
         made: Any = self
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **more}
+        # What it gives holds no cache, and some base models cannot make one (layers of linear attention alone).
+        keep = False if takes(getattr(made, made.base_model_prefix), "use_cache") else None
+        given: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "inputs_embeds": inputs_embeds,
+        }
+        given |= {"use_cache": keep, **more}
         decoding = self.kind == "encoder_decoder"
         if decoding and input_ids is not None and "decoder_input_ids" not in given:
             start = torch.full_like(input_ids[:, :1], decoder_start(made))

@@ -91,11 +91,13 @@ class LowRank(Delta):
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
         # The narrow product first, r (in + out) operations per token; B A would be in · out. The scale goes onto B (out, r),
         # not onto the output of all tokens.
-        x = dropout(x, self.dropout, rows, self.key)
+        return self._product(dropout(x, self.dropout, rows, self.key), self.A, self.B)
+
+    def _product(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         # (rows, tokens, r), then (rows, tokens, out)
-        z, B = x @ self.A.to(x.dtype).mT, self.B.to(x.dtype).mT
-        # Where each row has a B of its own, there are more numbers in them than in z.
-        return (z * self.scale) @ B if self.batched else z @ (B * self.scale)
+        z, B = x @ A.to(x.dtype).mT, B.to(x.dtype).mT
+        # Where each row has a B of its own, there are more numbers in them than in z; a scale for each row is fp32.
+        return (z * self.scale).to(x.dtype) @ B if self.batched else z @ (B * self.scale)
 
     def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         """With z = dropout(x), g the gradient: dA = (s g B)ᵀ z, dB = s gᵀ (z Aᵀ), dz = s g B A."""
@@ -139,8 +141,7 @@ class PrincipalLowRank(LowRank):
 
     def delta(self, x: Tensor, rows: Rows) -> Tensor:
         # without dropout: it is part of the backbone
-        start = (x @ self.A0.to(x.dtype).mT) @ (self.B0.to(x.dtype).mT * self.scale)
-        return super().delta(x, rows) - start
+        return super().delta(x, rows) - self._product(x, self.A0, self.B0)
 
     def gradients(self, x: Tensor, gradient: Tensor, rows: Rows, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         dx, gradients = super().gradients(x, gradient, rows, of_x)

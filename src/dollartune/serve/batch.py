@@ -131,9 +131,9 @@ class RunningBatch:
             prepared["position_ids"] = self._positions[:, None]
         prepared["past_key_values"] = self._cache
         if self._route is None:
+            self._decode_cache = DecodeCache()  # first, as the old one holds tensors of the old route
             served = [row.served for row in self.rows]
             self._route = self.pool.assignments(served, prompts=False, running=self._running)
-            self._decode_cache = DecodeCache()
         attached = self.pool.attached
         with attached.routed(*self._route, batch_rows=len(self.rows)), exact_likeliest(attached):
             state = tell_edits(attached.state, attached.anatomy, None)  # a written token is not part of a prompt
@@ -183,6 +183,10 @@ class RunningBatch:
         self._visible, self._positions = visible, positions
         self._route = None
 
+    def _forget_route(self) -> None:
+        """Where no row is left: what a route holds would stay until another row comes, with adapters that are gone by then."""
+        self._route, self._running, self._decode_cache = None, {}, DecodeCache()
+
     def leave(self) -> None:
         """Takes out rows that have ended; those of adapters that are computed together lie together afterwards."""
         stay = [index for index, row in enumerate(self.rows) if row.finished is None]
@@ -199,6 +203,7 @@ class RunningBatch:
         if not self.rows:
             self._cache = cache_of([])
             self._visible, self._positions = self._visible[:0, :0], self._positions[:0]
+            self._forget_route()
             return
         chosen = torch.tensor(order, device=self._visible.device)
         visible = self._visible[chosen]

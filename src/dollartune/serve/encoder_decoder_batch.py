@@ -147,9 +147,9 @@ class EncoderDecoderBatch(RunningBatch):
         if not bool(self._written.all()):  # without padding there is nothing to hide
             given["decoder_attention_mask"] = self._written
         if self._route is None:
+            self._decode_cache = DecodeCache()  # first, as the old one holds tensors of the old route
             served = [row.served for row in self.rows]
             self._route = self.pool.assignments(served, prompts=False, running=self._running)
-            self._decode_cache = DecodeCache()
         positions = self._written.sum(-1) - 1
         with (
             attached.routed(*self._route, batch_rows=len(self.rows)),
@@ -193,6 +193,7 @@ class EncoderDecoderBatch(RunningBatch):
         self.rows = [self.rows[index] for index in indices]
         if not self.rows:
             self._cache, self._states, self._written = None, None, None
+            self._forget_route()
             return
         chosen = torch.tensor(indices, device=self._visible.device)
         visible, written = self._visible[chosen], self._written[chosen]

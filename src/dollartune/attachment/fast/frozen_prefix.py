@@ -87,7 +87,7 @@ def run_frozen_prefix(attached: RoutedModel, counts: LayerCounts, inputs: dict[s
             whole = decoder_is_fed(attached.anatomy.kind, inputs)
             runs = model.base_model if whole else model.base_model.get_encoder()
             with attached.changed(route=()):  # whatever else is edited: these layers are the backbone's own
-                runs(**needed_inputs(attached, inputs))  # nobody reads states at padding
+                runs(**needed_inputs(attached, runs, inputs))  # nobody reads states at padding
     finally:
         for handle in handles:
             handle.remove()

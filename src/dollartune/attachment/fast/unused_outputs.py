@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dollartune.attachment.batch_layout import right_padded
 from dollartune.backbones.forward_inputs import takes
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from dollartune.attachment.routed_model import RoutedModel
 
 
-def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str, object]:
-    """Keyword arguments for the model, lighter where that changes nothing at real tokens."""
+def needed_inputs(attached: RoutedModel, called: nn.Module, inputs: dict[str, object]) -> dict[str, object]:
+    """Keyword arguments for what is called, the model or its body, lighter where that changes nothing at real tokens."""
     inputs = dict(inputs)
     # with a cache, the mask says where rows begin; it hides something then
     if "past_key_values" in inputs:
         return inputs
     # a cache of keys and values that nobody reads would hold every layer's until the pass ends
-    inputs = keeping_nothing(attached, inputs)
+    inputs = keeping_nothing(called, inputs)
     mask = inputs.get("attention_mask")
     # families with attention code of their own (BLOOM) build ALiBi or windows from the mask
     causal = attached.anatomy.kind == "decoder" and attached.anatomy.family.attention_interface
@@ -36,6 +36,6 @@ def needed_inputs(attached: RoutedModel, inputs: dict[str, object]) -> dict[str,
     return inputs
 
 
-def keeping_nothing(attached: RoutedModel, inputs: dict[str, object]) -> dict[str, object]:
+def keeping_nothing(called: nn.Module, inputs: dict[str, object]) -> dict[str, object]:
     """Keyword arguments for a pass from which nobody goes on; scoring of labels asks for a cache, and gets it."""
-    return {"use_cache": False, **inputs} if takes(attached.model, "use_cache") else inputs
+    return {"use_cache": False, **inputs} if takes(called, "use_cache") else inputs
