@@ -6,14 +6,18 @@ from typing import Any
 import pytest
 from fabricate import METHODS, MadeStudy, make_study
 
+from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Ledger
 from dollartune.budget.limit import BudgetSettings, Limit
 from dollartune.budget.spending import AccountSpending, spending
 from dollartune.budget.totals import Totals
+from dollartune.engines.base import EVALUATION_MARGIN, EVALUATION_SECONDS, LEAST_TEST_ROWS, Cohort, EvaluationCost
 from dollartune.engines.display import Display
 from dollartune.report.contents import collect
 from dollartune.report.spending import by_method, spent_of_budget, trials_of
+from dollartune.schedule.scheduler import seconds_left
 from dollartune.study.api import Study
+from dollartune.study.runner import BASELINE_SHARE, StudyRunner
 from dollartune.study.status import status_of
 from dollartune.study_file import load_study
 
@@ -95,3 +99,27 @@ def test_baselines_add_nothing_to_what_trials_pool(study_of: Any) -> None:
     kept = {record.budget.seconds for record in results.everything if record.budget is not None}
     assert {told.limit.seconds} == kept == {100.0}
     assert trials_of(collect(results)) == 1
+
+
+def test_a_baseline_that_is_slow_is_scored_on_the_rows_that_its_part_pays_for(study_of: Any) -> None:
+    settings = study_of(methods=["bitfit"], baselines=True, budget={"seconds": 600.0, "per": "study"})
+    study = Study(settings)
+    runner = StudyRunner(study.settings, study.store)
+    cohort = Cohort((runner.baselines[0],))
+    part = BASELINE_SHARE * seconds_left(runner.ledger, None)
+
+    def rows(seconds_per_row: float) -> tuple[int | None, int | None]:
+        limit = runner.time_limit(cohort, EvaluationCost(872, 100, seconds_per_row, seconds_per_row))
+        return limit.test_rows, limit.validation_rows
+
+    assert rows(1e-4) == (None, None), "all"
+    some, validation = rows(0.1)
+    assert validation == 100
+    assert some is not None
+    assert LEAST_TEST_ROWS < some < 872
+    assert EVALUATION_MARGIN * 0.1 * (some + 100) + EVALUATION_SECONDS == pytest.approx(part, abs=0.3)
+    fewer, beside = rows(0.2)
+    assert fewer == beside < 100
+    with pytest.raises(BudgetSpent):
+        rows(part)
+    runner.ledger.close()

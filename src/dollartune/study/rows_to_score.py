@@ -101,7 +101,7 @@ class RowsToScore:
         if trial.task not in self._state.by_task and test_seconds > 0:
             share = SCORING_SHARE if trial.trains else SCORING_SHARE_UNTUNED
             paid = share * self._seconds_each(trial) / EVALUATION_MARGIN
-            rows = _paid_for(paid, had, test_seconds, validation_seconds)
+            rows = rows_paid_for(paid, had, test_seconds, validation_seconds)
             self._state.by_task[trial.task] = rows
             self._file.write(self._state)
             if rows.test < had.test:
@@ -130,9 +130,17 @@ class RowsToScore:
         return total / max(1, len(paid)) if total < math.inf else math.inf
 
 
-def _paid_for(seconds: float, had: RowCounts, test_seconds: float, validation_seconds: float) -> RowCounts:
-    """As many rows as so many seconds pay for, of both equally many where they do not pay for all validation rows."""
-    if had.test * test_seconds + had.validation * validation_seconds <= seconds:
+def rows_paid_for(seconds: float, had: RowCounts, test_seconds: float, validation_seconds: float) -> RowCounts:
+    """As many rows as so many seconds pay for, of both equally many where they do not pay for all validation rows.
+
+    Never fewer than a score needs (`LEAST_TEST_ROWS`), where there are so many.
+
+    Args:
+        had: what there is.
+        test_seconds: of scoring a test row.
+        validation_seconds: of scoring a validation row.
+    """
+    if had.test * test_seconds + had.validation * validation_seconds <= max(0.0, seconds):
         return had
     most = seconds / (test_seconds + validation_seconds)
     if most > had.validation:

@@ -18,10 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.budget.journal import held
 from dollartune.budget.study_budget import budget_of, grew, ledger_for, memory_of, more_memory
 from dollartune.engines.adapters import keep_best
-from dollartune.engines.base import Cohort, TimeLimit
+from dollartune.engines.base import EVALUATION_MARGIN, EVALUATION_SECONDS, Cohort, TimeLimit, validation_rows
 from dollartune.engines.display import Display
 from dollartune.engines.select_engine import cluster_of, engine_for
 from dollartune.errors import UserError
@@ -31,7 +32,7 @@ from dollartune.schedule.select_scheduler import scheduler_for
 from dollartune.study.extend import extension
 from dollartune.study.full_check import full_check
 from dollartune.study.live_file import asked_extensions, stop_request
-from dollartune.study.rows_to_score import RowsToScore
+from dollartune.study.rows_to_score import RowCounts, RowsToScore, rows_paid_for
 from dollartune.train.checkpoints import Checkpoints
 from dollartune.trials.expand import fitting, plan
 from dollartune.trials.record import BudgetFacts, TrialRecord
@@ -358,7 +359,19 @@ class StudyRunner:
         method = self._account_of(cohort.trials[0])
         left = seconds_left(self.ledger, method)
         seconds = max(BASELINE_SHARE * left, min(BASELINE_SECONDS, SHORT_BASELINE_SHARE * left))
-        return time_limit(seconds, cohort, costs, self.settings, method)
+        # An untuned model of some size takes minutes for all rows, and of some of them its score is as much of a baseline.
+        had = RowCounts(costs.test_rows, validation_rows(cohort, costs, self.settings))
+        paid = (seconds - EVALUATION_SECONDS) / EVALUATION_MARGIN
+        rows = rows_paid_for(paid, had, costs.seconds_per_row or 0.0, costs.seconds_per_validation_row)
+        if rows != had:
+            cohort = replace(cohort, test_rows=rows.test, validation_rows=rows.validation)
+        limit = time_limit(seconds, cohort, costs, self.settings, method)
+        if rows.test < had.test:
+            self.display.note(
+                f"{cohort.trials[0].label} is scored on the first {rows.test:,} of {had.test:,} test rows: a baseline may take "
+                f"{numbers.seconds(seconds)}."
+            )
+        return replace(limit, test_rows=cohort.test_rows, validation_rows=cohort.validation_rows)
 
     def _extension_limit(self, cohort: Cohort, costs: EvaluationCost) -> TimeLimit:
         """All that is left: nothing else waits for it."""
