@@ -263,9 +263,9 @@ def test_a_stop_text_counts_only_after_the_least_number_of_tokens(small: Service
 def test_limits_are_refused_with_their_numbers(small: Service) -> None:
     with pytest.raises(Refused, match="max_tokens 41 is above"):
         ask(small, "lora", "w1", max_tokens=41)
-    with pytest.raises(Refused, match="do not fit the 64 places"):
+    with pytest.raises(Refused, match="maximum context length is 64 tokens; 60 of the prompt"):
         ask(small, "lora", "w1 " * 60)
-    with pytest.raises(Refused, match="room for 64 tokens"):
+    with pytest.raises(Refused, match="maximum context length is 64 tokens; the prompt has"):
         ask(small, "lora", "w1 " * 4_000_000)
     with pytest.raises(Refused, match="there is no model 'other'"):
         ask(small, "other", "w1")

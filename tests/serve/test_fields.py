@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from openai.types import chat
 from openai.types import completion_create_params as completion_params
 from openai.types import embedding_create_params as embedding_params
 from openai.types.chat import completion_create_params as chat_params
@@ -20,7 +21,16 @@ from dollartune.serve.field_table import table
 from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING
 from dollartune.serve.limits import Limits
 from dollartune.serve.run import build_service
-from dollartune.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest
+from dollartune.serve.schema import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    GivenCall,
+    StreamOptions,
+    TextPart,
+    Tool,
+)
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.service import Service
 from dollartune.testing.directory import write_tiny
@@ -67,7 +77,8 @@ def test_values_that_ask_for_nothing_change_nothing(server: Asked, address: str)
     fields = CompletionRequest if address == "complete" else ChatRequest
     kept = {"max_tokens", "temperature"}
     optional = {name for name, field in fields.model_fields.items() if not field.is_required()} - kept
-    assert ask(**dict.fromkeys([*neutral, *optional]))["choices"] == plain, "null is absent"
+    unknown = "a_field_of_tomorrow"
+    assert ask(**dict.fromkeys([*neutral, *optional, unknown]))["choices"] == plain, "null is absent"
     for name, field in neutral.items():
         for value in field.values or ("anything", {"any": "thing"}):
             if type(value) is not object:
@@ -76,6 +87,8 @@ def test_values_that_ask_for_nothing_change_nothing(server: Asked, address: str)
         "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "n": 1, "top_k": -1, "min_p": 0.0, "stop": [],
         "repetition_penalty": 1.0, "min_tokens": 0, "stop_token_ids": [], "ignore_eos": False, "top_p": 1, "seed": 3,
     }  # fmt: skip
+    if address == "chat":  # who may call none of no tools writes a text
+        honoured |= {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}
     for name, value in honoured.items():
         assert ask(**{name: value})["choices"] == plain, (name, value)
 
@@ -102,6 +115,16 @@ def test_every_field_of_openai_s_client_has_an_answer() -> None:
         (embedding_params.EmbeddingCreateParams, EmbeddingRequest, EMBEDDING),
     ):
         assert set(params.__annotations__) <= {*model.model_fields, *neutral}
+    for params, part in (
+        (chat.ChatCompletionAssistantMessageParam, ChatMessage),
+        (chat.ChatCompletionToolMessageParam, ChatMessage),
+        (chat.ChatCompletionUserMessageParam, ChatMessage),
+        (chat.ChatCompletionContentPartTextParam, TextPart),
+        (chat.ChatCompletionMessageFunctionToolCallParam, GivenCall),
+        (chat.ChatCompletionFunctionToolParam, Tool),
+        (chat.ChatCompletionStreamOptionsParam, StreamOptions),
+    ):
+        assert set(params.__annotations__) <= {*part.model_fields, *part.notes}
 
 
 @pytest.mark.parametrize("unknown", ["Label", "str", "list", "dict"])
@@ -271,11 +294,58 @@ def test_a_chat_without_a_length_writes_as_much_as_fits(server: Asked) -> None:
         [{**SAY, "name": "customer"}],
         [{"role": "developer", "content": "w3"}, SAY],
         [SAY, {"role": "tool", "content": "w4", "tool_call_id": "1"}],
+        [{"role": "user", "content": [{"type": "text", "text": "w1", "cache_control": {"type": "ephemeral"}}]}],
+        [{**SAY, "a_field_of_tomorrow": None}],
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_messages_as_clients_send_them(server: Asked, messages: list[dict[str, Any]]) -> None:
     assert server.chat(messages=messages)["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_what_clients_note_on_an_answer_changes_nothing(server: Asked) -> None:
+    said = {"role": "assistant", "content": "w2", "refusal": None}
+    noted = {
+        **said, "annotations": [{"type": "url_citation"}], "parsed": {"mood": "good"}, "function_call": None,
+        "provider_specific_fields": {"refusal": None}, "reasoning_content": "w9 w9 w9", "thinking_blocks": None,
+    }  # fmt: skip
+    function = {"name": "f", "arguments": None, "parsed_arguments": {"a": 1}}
+    called = {**said, "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+    plainly = {**called, "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+    for given, expected in ((noted, said), (called, plainly)):
+        first, second = (server.chat(messages=[SAY, one, SAY])["usage"] for one in (given, expected))
+        assert first["prompt_tokens"] == second["prompt_tokens"], "it is not read"
+    assert "messages.1" in server.chat(400, messages=[SAY, {**said, "contents": "w2"}])["message"]
+
+
+def test_an_address_with_a_slash_at_its_end_is_the_same(server: Asked) -> None:
+    for address in ("/v1/models", "/v1/models/model", "/health"):
+        assert server.client.get(f"{address}/").json() == server.client.get(address).json(), address
+    body = {"model": "model", "messages": [SAY], "max_tokens": 2}
+    assert server.client.post("/v1/chat/completions/", json=body).status_code == 200
+
+
+def test_too_long_is_said_in_openai_s_words_and_by_the_field(server: Asked) -> None:
+    places = server.service.prompts.places
+    words = f"this model's maximum context length is {places} tokens"  # by these litellm tells what is wrong
+    long = "w1 " * places
+    for error, param in (
+        (server.chat(400, messages=[{"role": "user", "content": long}]), "messages"),
+        (server.chat(400, messages=[{"role": "user", "content": long * 50}]), "messages"),
+        (server.complete(400, prompt=long), "prompt"),
+        (server.complete(400, prompt=[1] * places), "prompt"),
+    ):
+        assert words in error["message"]
+        assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+    for name in ("max_tokens", "max_completion_tokens"):
+        error = server.chat(400, **{"max_tokens": None, name: 41})
+        assert error["param"] == name
+        assert "--new-tokens" in error["message"]
+
+
+def test_the_smallest_top_p_is_greedy(server: Asked) -> None:
+    greedy = server.complete(max_tokens=8)["choices"][0]["text"]
+    assert server.complete(max_tokens=8, temperature=1.5, top_p=0, seed=4)["choices"][0]["text"] == greedy
 
 
 def test_models_tokens_and_web_pages(server: Asked) -> None:

@@ -40,6 +40,13 @@ WEATHER = {
     },
 }
 TIME = {"type": "function", "function": {"name": "time"}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 # As Hermes' and Qwen's: the tools before the conversation, calls in marks.
 TEMPLATE = (
     "{% if tools %}{% for tool in tools %}<tool>{{ tool | tojson }}</tool>{% endfor %}{% endif %}"
@@ -166,12 +173,14 @@ def test_formats_stream_beside_free_texts(plain: Any) -> None:
         ({"response_format": {**IN_SCHEMA, "json_schema": {"name": "a", "schema": {"type": "no"}}}}, "response_format"),
         ({"response_format": IN_SCHEMA, "min_tokens": 5}, "min_tokens"),
         ({"response_format": IN_SCHEMA, "ignore_eos": True}, "ignore_eos"),
-        ({"response_format": IN_SCHEMA, "tools": [TIME], "tool_choice": "required"}, "response_format"),
         ({"tools": [TIME]}, "tool_choice"),
         ({"tools": [TIME], "tool_choice": "auto"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TIME, TIME], "tool_choice": "required"}, "tools"),
         ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "else"}}}, "tool_choice"),
+        ({"tools": [TIME], "tool_choice": {"type": "function", "name": "time"}}, "tool_choice"),
+        ({"tools": [TIME], "tool_choice": allowed("required", "else")}, "tool_choice"),
+        ({"tools": [TIME], "tool_choice": allowed("auto", "time")}, "tool_choice"),
         ({"tools": [{"type": "web"}]}, "tools"),
         (
             {
@@ -277,6 +286,57 @@ def test_a_required_tool_is_one_of_those_given(plain: Any) -> None:
     last = streamed(plain, tools=[WEATHER, TIME], tool_choice="required", temperature=0)
     assert [call["function"] for piece in last for call in piece["delta"].get("tool_calls", [])] == [call["function"]]
     assert last[-1]["finish_reason"] == "tool_calls"
+
+
+def test_of_the_tools_that_are_shown_those_that_are_allowed_are_called(plain: Any) -> None:
+    for seed in range(4):  # of two, four draws would bring the other one
+        fields = {"tools": [WEATHER, TIME], "tool_choice": allowed("required", "weather"), "seed": seed}
+        (call,) = chat(plain, **fields)["message"]["tool_calls"]
+        assert call["function"]["name"] == "weather"
+
+
+def test_a_demanded_call_leaves_no_text_to_be_in_a_format(plain: Any) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", named):
+        fields = {"tools": [WEATHER], "tool_choice": choice, "response_format": IN_SCHEMA, "temperature": 0}
+        (call,) = chat(plain, **fields)["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["town"] in ("Paris", "Rome")
+
+
+DEFINED = {"$defs": {"review": SCHEMA}, "$ref": "#/$defs/review"}
+IN_DEFINED = {"type": "json_schema", "json_schema": {"name": "review", "schema": DEFINED}}
+
+
+@pytest.mark.parametrize("wanted", [IN_SCHEMA, IN_DEFINED], ids=["plain", "by reference"])
+def test_who_may_call_answers_in_the_format_or_calls(taught: Any, wanted: dict[str, Any]) -> None:
+    said, called = 0, 0
+    for seed in range(12):
+        choice = chat(taught, tools=[WEATHER], response_format=wanted, seed=seed, temperature=2.0)
+        for call in choice["message"].get("tool_calls", []):
+            assert json.loads(call["function"]["arguments"])["town"] in ("Paris", "Rome")
+            assert choice["finish_reason"] == "tool_calls"
+            called += 1
+        if text := choice["message"]["content"]:
+            assert valid(json.loads(text))
+            said += 1
+    assert said, "the format is among what may be written"
+    assert called, "a call is among what may be written"
+    malformed = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "no"}}}
+    assert chat(taught, 400, tools=[WEATHER], response_format=malformed)["param"] == "response_format"
+
+
+def test_the_developer_speaks_as_the_system_where_a_template_knows_no_developer(tmp_path: Path) -> None:
+    known = "{% for m in messages if m.role in ROLES %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    for name, roles in {"old": ["system", "user"], "new": ["developer", "system", "user"]}.items():
+        (tmp_path / name).mkdir()
+        with client_of(tmp_path / name, known.replace("ROLES", json.dumps(roles))) as client:
+            text = {}
+            for role in ("developer", "system"):
+                messages = [{"role": role, "content": "Be brief"}, {"role": "user", "content": "Say hi"}]
+                ids = client.post("/tokenize", json={"messages": messages}).json()["tokens"]
+                text[role] = client.post("/detokenize", json={"tokens": ids}).json()["prompt"]
+        assert "[system] Be brief" in text["system"]
+        assert f"[{'system' if name == 'old' else 'developer'}] Be brief" in text["developer"]
 
 
 def test_references_of_a_tool_s_schema_count_from_that_schema(plain: Any) -> None:

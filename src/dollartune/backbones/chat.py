@@ -68,6 +68,11 @@ class ChatFormat:
         """Whether the template shows the model which functions it may call."""
         return re.search(r"\btools\b", self.template) is not None
 
+    @cached_property
+    def takes_developer(self) -> bool:
+        """Whether the template knows the developer's role, OpenAI's newer name of the system's."""
+        return "developer" in self.template
+
     def message_ids(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> tuple[int, ...]:

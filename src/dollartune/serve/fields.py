@@ -6,7 +6,7 @@ happens anyway; any other value is a 400 with the field's name and the reason. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,17 @@ EMBEDDING: Mapping[str, Neutral] = {
 }
 
 
+def without_nulls(data: Any, model: type[BaseModel], notes: Collection[str] = ()) -> Any:
+    """An object's fields without nulls, which ask for nothing whatever their names are, and without notes."""
+    if not isinstance(data, Mapping):
+        return data
+    # Required ones stay, null or not: dropped, they would be refused as missing, which they are not.
+    required = {field.alias or name for name, field in model.model_fields.items() if field.is_required()}
+    return {
+        name: value for name, value in data.items() if name in required or (value is not None and name not in notes)
+    }
+
+
 def without_neutral(data: Any, model: type[BaseModel], neutral: Mapping[str, Neutral]) -> Any:
     """A request's fields without nulls and without those that ask for nothing.
 
@@ -115,17 +126,15 @@ def without_neutral(data: Any, model: type[BaseModel], neutral: Mapping[str, Neu
     if not isinstance(data, Mapping):
         return data
     kept = {}
-    for name, value in data.items():
+    for name, value in without_nulls(data, model).items():
         if name in model.model_fields:
-            # Required ones stay, null or not: dropped, they would be refused as missing, which they are not.
-            if value is not None or model.model_fields[name].is_required():
-                kept[name] = value
+            kept[name] = value
         elif name not in neutral:
             known = [*model.model_fields, *neutral]
             raise Refused(
                 400, f"there is no field {str(name)[:60]!r}.{nearest(str(name), known)}", param=str(name)[:60]
             )
-        elif value is not None and not _asks_for_nothing(value, neutral[name]):
+        elif not _asks_for_nothing(value, neutral[name]):
             raise Refused(400, f"{name}: {neutral[name].reason}", param=name)
     return kept
 

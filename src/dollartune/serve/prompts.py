@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dollartune.serve.pool import Served
     from dollartune.tasks.base import Task
 
+_LONGEST = "this model's maximum context length is {} tokens"
+"""OpenAI's words: litellm, and with it dspy, tells by them that a prompt was too long."""
 _TOKENS_WITHOUT_LIMIT = 4096
 """Tokens of a request where a backbone's positions set no limit (T5, BLOOM): one request must not take the whole memory."""
 
@@ -63,23 +65,29 @@ class PromptReader:
         room = self.room(served)
         if isinstance(prompt, list):
             if not all(0 <= token < self.vocabulary for token in prompt):
-                raise Refused(400, f"{param} has token ids outside 0 to {self.vocabulary - 1}", param=param)
-            return self._fitting(tuple(prompt), room, new_tokens)
+                raise Refused(
+                    400,
+                    f"{param} has token ids outside 0 to {self.vocabulary - 1}; send the text itself, or ids of this model's "
+                    "own tokenizer (/tokenize gives them)",
+                    param=param,
+                )
+            return self._fitting(tuple(prompt), room, new_tokens, param)
         texts = [prompt] if isinstance(prompt, str) else [text for _, text in prompt.turns]
         characters = sum(len(text) for text in texts)
         # The longest tokens of common vocabularies (runs of spaces or dashes) rarely pass 40 characters.
         if characters > 40 * room + 1000:  # no tokenizer makes so few tokens of so much text; do not even try
             raise Refused(
                 400,
-                f"the prompt has {characters:,} characters; this backbone has room for {room} tokens",
+                f"{_LONGEST.format(room)}; the prompt has {characters:,} characters",
                 "context_length_exceeded",
+                _field(prompt, param),
             )
         ids = self.encoder.prompt_ids(prompt) if isinstance(prompt, str) else self._chat_ids(prompt, served)
         if not ids:
             start = self.backbone.processor.bos_token_id
             # A decoder needs one token to begin from; an empty prompt means the beginning of a text.
             ids = (start if start is not None else (self.backbone.processor.eos_token_id or 0),)
-        return self._fitting(ids, room, new_tokens)
+        return self._fitting(ids, room, new_tokens, _field(prompt, param))
 
     def room(self, served: Served | None) -> int:
         """Places of a prompt and its answer beside what an adapter puts before them."""
@@ -141,13 +149,14 @@ class PromptReader:
             raise Refused(400, "this server's model reads no text")
         return self.backbone.processor
 
-    def _fitting(self, ids: tuple[int, ...], room: int, new_tokens: int) -> tuple[int, ...]:
+    def _fitting(self, ids: tuple[int, ...], room: int, new_tokens: int, param: str) -> tuple[int, ...]:
         new_tokens = new_tokens if self.backbone.kind == "decoder" else 0  # an encoder-decoder writes elsewhere
         if len(ids) + new_tokens > room:
             raise Refused(
                 400,
-                f"{len(ids)} prompt tokens and {new_tokens} new ones do not fit the {room} places that this model has",
+                f"{_LONGEST.format(room)}; {len(ids)} of the prompt and {new_tokens} new ones do not fit",
                 "context_length_exceeded",
+                param,
             )
         return ids
 
@@ -162,8 +171,29 @@ class PromptReader:
         task = self._task(served)
         try:
             chat = self._format(task)
+            if chat is None or not chat.takes_developer:
+                prompt = _by_system(prompt)
             if prompt.messages and chat is not None and chat.takes_tools:
                 return chat.message_ids(prompt.messages, prompt.tools)
             return self.encoder.chat_ids(task, prompt.turns)
         except UserError as error:  # of the template, which may refuse roles and orders that it does not know
-            raise Refused(400, error.message) from None
+            raise Refused(400, error.message, param="messages") from None
+
+
+def _field(prompt: Prompt, param: str) -> str:
+    """The request's field that a prompt stands in."""
+    return "messages" if isinstance(prompt, Chat) else param
+
+
+def _by_system(prompt: Chat) -> Chat:
+    """What the developer says as said by the system: OpenAI's newer name of that role, which few templates know, and which some
+    leave out with what it says."""
+
+    def known(role: str) -> str:
+        return "system" if role == "developer" else role
+
+    return replace(
+        prompt,
+        turns=tuple((known(role), text) for role, text in prompt.turns),
+        messages=tuple({**message, "role": known(message["role"])} for message in prompt.messages),
+    )

@@ -7,7 +7,7 @@ import base64
 import re
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,9 @@ def adapter_addresses(service: Service) -> APIRouter:
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, object]:
+        name = name.rstrip("/")
+        if not name:  # the list's address with a slash at its end, which leads here and not there
+            return await models()
         # Held for a moment: the same look-up, and the same error, as a request that uses the adapter.
         service.pool.release(service.hold(name))
         return model_facts(service, name)
@@ -154,6 +157,8 @@ def task_addresses(service: Service) -> APIRouter:
         if body.top_logprobs is not None and not body.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         wanted = body.max_completion_tokens or body.max_tokens or -1
+        if body.max_completion_tokens:
+            service.check_length("max_completion_tokens", wanted)
         chosen = sampling_of(body, wanted)
         chosen = replace(chosen, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         use = tool_use(body, bool(body.tools) and service.takes_tools(body.model))
@@ -216,9 +221,15 @@ async def in_format(
         Refused: a schema that cannot be followed, or settings that contradict it.
     """
     wanted = body.response_format.wanted if body.response_format is not None else None
-    if use is not None and wanted is not None:
-        raise Refused(400, "an answer is in a format or calls tools, not both", param="response_format")
-    schema, param = (wanted, "response_format") if use is None else (use.schema, "tools")
+    schema: Mapping[str, Any] | None = wanted
+    param = "response_format"
+    if use is not None:  # a call that is demanded leaves no text to be in a format
+        schema, param = use.schema, "tools"
+        if schema is None and wanted is not None:
+            await asyncio.to_thread(
+                service.grammars.json, wanted
+            )  # alone first: an error in it is not one of the tools
+            schema = use.or_answer(wanted)
     if schema is None:
         return chosen
     for name, given in {"min_tokens": chosen.min_tokens > 0, "ignore_eos": chosen.ignore_end}.items():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING, Neutral, without_neutral
+from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING, Neutral, without_neutral, without_nulls
 from dollartune.serve.limits import Refused
 
 ModelName = Annotated[
@@ -17,25 +17,33 @@ ModelName = Annotated[
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-class Request(BaseModel):
+class Body(BaseModel):
+    """A request's body, or an object in one."""
+
     # A misspelt setting that is silently ignored gives answers that nobody asked for: unknown names are refused.
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    notes: ClassVar[frozenset[str]] = frozenset()
+    """What clients write here for themselves or for other services: taken, and nothing depends on it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return without_nulls(data, cls, cls.notes)
+
+
+class Request(Body):
     model: ModelName
     """An adapter's name, or the backbone's for the bare backbone."""
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class StreamOptions(Body):
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
     """OpenAI pads its events against eavesdroppers; true is refused, since it is not done here."""
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class JsonSchema(Body):
     name: str = Field(max_length=200)
     description: str | None = None
     # `schema` by its name would hide a method of the class.
@@ -44,10 +52,8 @@ class JsonSchema(BaseModel):
     """Answers follow the schema in any case."""
 
 
-class AnswerFormat(BaseModel):
+class AnswerFormat(Body):
     """`response_format`: any text, any JSON object, or JSON that a schema describes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -82,7 +88,8 @@ class GenerationRequest(Request):
 
     temperature: float | None = Field(None, ge=0.0, le=2.0)
     """1 where it is not given, as OpenAI's."""
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_p: float = Field(1.0, ge=0.0, le=1.0)
+    """At 0 the likeliest token is the next one."""
     # JSON numbers above 2^53 lose digits in JavaScript clients: the same seed would be another.
     seed: int | None = Field(None, ge=-(2**53), le=2**53)
     # Four is OpenAI's limit; each stop text is searched at every token.
@@ -123,25 +130,24 @@ class CompletionRequest(GenerationRequest):
     best_of: int | None = Field(None, ge=1, le=64)
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class TextPart(Body):
+    notes: ClassVar[frozenset[str]] = frozenset({"annotations", "cache_control", "prompt_cache_breakpoint"})
 
     type: Literal["text", "input_text", "output_text"]
     text: str
 
 
-class CalledFunction(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class CalledFunction(Body):
+    # What OpenAI's client has read from the text beside it, in a message that it parsed.
+    notes: ClassVar[frozenset[str]] = frozenset({"parsed_arguments"})
 
     name: str
     arguments: str = ""
     """JSON, as a model wrote it."""
 
 
-class GivenCall(BaseModel):
+class GivenCall(Body):
     """A call that an assistant's earlier turn made."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str
     type: Literal["function"] = "function"
@@ -149,9 +155,7 @@ class GivenCall(BaseModel):
     index: int | None = None
 
 
-class ToolFunction(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class ToolFunction(Body):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -160,28 +164,40 @@ class ToolFunction(BaseModel):
     """Arguments of a forced call follow the schema in any case."""
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class Tool(Body):
+    notes: ClassVar[frozenset[str]] = frozenset({"cache_control"})
 
     type: Literal["function"]
     function: ToolFunction
 
 
-class FunctionName(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class FunctionName(Body):
     name: str
 
 
-class NamedTool(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class NamedTool(Body):
     type: Literal["function"]
     function: FunctionName
 
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class ToolChoices(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
+
+
+class AllowedTools(Body):
+    """Of the tools that a model is shown, those that this answer may call."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolChoices
+
+
+class ChatMessage(Body):
+    # Of answers that clients give back: what they have read from the content, and thoughts of other servers' models, which
+    # templates leave out of earlier turns.
+    notes: ClassVar[frozenset[str]] = frozenset(
+        {"annotations", "parsed", "provider_specific_fields", "reasoning", "reasoning_content", "thinking_blocks"}
+    )
 
     role: Literal["system", "user", "assistant", "developer", "tool"]
     content: str | list[TextPart] | None = None
@@ -189,7 +205,6 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
     # What an answer carries that a client gives back; with a value it asks for what the template is not given here.
     refusal: str | None = None
-    annotations: list[None] | None = None
     audio: None = None
     function_call: None = None
     tool_calls: Annotated[list[GivenCall], Field(max_length=64)] | None = None
@@ -246,7 +261,7 @@ class ChatRequest(GenerationRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     # OpenAI's largest.
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     """False: of several calls only the first is answered."""
 
@@ -277,9 +292,7 @@ class EmbeddingRequest(Request):
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class TokensRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class TokensRequest(Body):
     model: ModelName | None = None
     """All models of a server have one tokenizer, so that it may be left out, as vLLM's clients do."""
 
@@ -305,10 +318,8 @@ class DetokenizeRequest(TokensRequest):
     tokens: list[int]
 
 
-class AdapterRequest(BaseModel):
+class AdapterRequest(Body):
     """`POST /v1/adapters`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(max_length=200)
     folder: str = Field(max_length=500)
@@ -317,10 +328,8 @@ class AdapterRequest(BaseModel):
     """Take the name from the adapter that has it; requests that run finish with that one."""
 
 
-class LoadLoraRequest(BaseModel):
+class LoadLoraRequest(Body):
     """`POST /v1/load_lora_adapter`, vLLM's name for adding an adapter; here any method's, and peft's folders too."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     lora_name: str = Field(max_length=200)
     lora_path: str = Field(max_length=500)
@@ -329,10 +338,8 @@ class LoadLoraRequest(BaseModel):
     """Take the name from the adapter that has it."""
 
 
-class UnloadLoraRequest(BaseModel):
+class UnloadLoraRequest(Body):
     """`POST /v1/unload_lora_adapter`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     lora_name: str = Field(max_length=200)
     lora_int_id: int | None = None

@@ -152,6 +152,20 @@ class Service:
         """Whether the backbone writes text, and does not score classes."""
         return self.backbone.objective == "language" and self.backbone.kind in ("decoder", "encoder_decoder")
 
+    def check_length(self, field: str, tokens: int) -> None:
+        """Whether an answer may be so long, by the field that asks for it.
+
+        Raises:
+            Refused: it is longer than this server writes.
+        """
+        if tokens > self.limits.new_tokens:
+            raise Refused(
+                400,
+                f"{field} {tokens} is above this server's {self.limits.new_tokens}, which its operator raises by "
+                "`dollartune serve --new-tokens`",
+                param=field,
+            )
+
     def check_writes(self) -> None:
         """What is asked before anything else of a request for text.
 
@@ -222,12 +236,7 @@ class Service:
         self.check_writes()
         if count > self.limits.prompts:
             raise Refused(400, f"{count} prompts in one request; at most {self.limits.prompts} may be")
-        if sampling.max_tokens > self.limits.new_tokens:
-            raise Refused(
-                400,
-                f"max_tokens {sampling.max_tokens} is above this server's {self.limits.new_tokens}",
-                param="max_tokens",
-            )
+        self.check_length("max_tokens", sampling.max_tokens)
         if self.backbone.kind == "encoder_decoder":
             _refuse_for_encoder_decoders(sampling)
         for param, tokens in {

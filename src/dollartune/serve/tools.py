@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dollartune.serve.limits import Refused
+from dollartune.serve.schema import AllowedTools
 
 if TYPE_CHECKING:
     from dollartune.serve.schema import ChatRequest, Tool
@@ -36,6 +37,12 @@ class ToolUse:
     """What the answer is constrained to; None where the model may choose."""
     several: bool = True
     """Whether more than one call may come."""
+    calls: tuple[Mapping[str, Any], ...] = ()
+    """The schema of each function's call, as an object with its name."""
+
+    def or_answer(self, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What an answer is constrained to where the model may choose between calls and a text in a format."""
+        return {"anyOf": [*self.calls, {"$id": "response_format", **wanted}]}
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,12 @@ def tool_use(body: ChatRequest, template_has_tools: bool) -> ToolUse | None:
     Raises:
         Refused: a choice that names no given tool, or one that the model cannot make.
     """
-    choice = body.tool_choice or ("auto" if body.tools else "none")
-    if choice == "none":
+    choice = body.tool_choice or "auto"
+    if choice == "none" or (choice == "auto" and not body.tools):  # who may call none of no tools writes a text
         return None
     if not body.tools:
         raise Refused(400, "tool_choice needs tools", param="tool_choice")
-    names = tuple(tool.function.name for tool in body.tools)
-    if len(set(names)) < len(names):
+    if len({tool.function.name for tool in body.tools}) < len(body.tools):
         raise Refused(400, "two tools have one name", param="tools")
     for tool in body.tools:
         kind = (tool.function.parameters or {}).get("type", "object")
@@ -73,6 +79,12 @@ def tool_use(body: ChatRequest, template_has_tools: bool) -> ToolUse | None:
                 400, f"the arguments of {tool.function.name} are an object, not of type {kind}", param="tools"
             )
     several = body.parallel_tool_calls is not False
+    allowed = body.tools
+    if isinstance(choice, AllowedTools):
+        allowed = [_named(one.function.name, body.tools) for one in choice.allowed_tools.tools]
+        choice = choice.allowed_tools.mode
+    names = tuple(tool.function.name for tool in allowed)
+    calls = tuple(map(_call_schema, allowed))
     if choice == "auto":
         if not template_has_tools:
             raise Refused(
@@ -81,14 +93,19 @@ def tool_use(body: ChatRequest, template_has_tools: bool) -> ToolUse | None:
                 "a function's name, and the answer is constrained to its schema",
                 param="tool_choice",
             )
-        return ToolUse(names, None, None, several)
+        return ToolUse(names, None, None, several, calls)
     if choice == "required":
-        return ToolUse(names, None, {"anyOf": [_call_schema(tool) for tool in body.tools]}, several)
-    name = choice.function.name
-    for tool in body.tools:
+        return ToolUse(names, None, {"anyOf": list(calls)}, several, calls)
+    tool = _named(choice.function.name, body.tools)
+    return ToolUse(names, tool.function.name, _arguments_schema(tool), several, calls)
+
+
+def _named(name: str, tools: Sequence[Tool]) -> Tool:
+    for tool in tools:
         if tool.function.name == name:
-            return ToolUse(names, name, _arguments_schema(tool), several)
-    raise Refused(400, f"tool_choice names {name!r}; the tools are {', '.join(names)}", param="tool_choice")
+            return tool
+    given = ", ".join(tool.function.name for tool in tools)
+    raise Refused(400, f"tool_choice names {name!r}; the tools are {given}", param="tool_choice")
 
 
 def _arguments_schema(tool: Tool) -> Mapping[str, Any]:
