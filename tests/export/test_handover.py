@@ -158,6 +158,32 @@ def test_a_wrong_merge_is_an_error(backbones: Any, tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_in_16_bits_a_file_of_the_untuned_weights_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits are as near to the adapter's as rounding may leave them."""
+    source = str(write_tiny(tmp_path / "llama", "llama"))
+    backbone = load_backbone(source, dtype=torch.bfloat16)
+    adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
+    perturb(adapter, 0.002, 0)
+    monkeypatch.setattr(merged_module, "load_backbone", lambda *args, **settings: backbone)
+    with pytest.raises(UserError, match=r"has another model.layers.0.self_attn.q_proj.weight than was written"):
+        write_merged(tmp_path / "out", backbone, adapter)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_rounds_the_tuning_away_says_so(tmp_path: Path, backbones: Any) -> None:
+    folder = saved(backbones("llama"), tmp_path / "adapter", LoRA(rank=2))
+    tensors = load_file(folder / "adapter.safetensors")
+    save_file({name: value * 0.05 for name, value in tensors.items()}, folder / "adapter.safetensors")
+
+    def notes(dtype: str) -> list[str]:
+        lines = export_adapter(folder, tmp_path / dtype, "merged", dtype=dtype).lines
+        return [line for line in lines if line.startswith("rounding to")]
+
+    assert not notes("float32")
+    (note,) = notes("bfloat16")
+    assert "--dtype float32 keeps it" in note
+
+
 def test_a_wrong_peft_file_is_an_error(backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = backbones("opt")
     adapter = Adapter([LoRA(rank=2)], backbone.anatomy, backbone.model)
@@ -343,6 +369,17 @@ def test_an_import_writes_over_nothing_and_says_which_chat_template_it_leaves(ba
     (note,) = (line for line in import_peft(tmp_path / "trl", tmp_path / "again").lines if "chat template" in line)
     assert note.startswith("not used: the chat template in")
     assert "asked without one" in note
+
+
+def test_an_import_remembers_how_it_was_tuned_and_which_rows_it_has_seen(backbones: Any, tmp_path: Path) -> None:
+    folder = saved(backbones("llama"), tmp_path / "adapter", LoRA(rank=2))
+    facts = {"dtype": "bfloat16", "max_length": 24, "rows_seen": {"trained": "AAAAAAAA", "chosen_by": ""}}
+    facts["study"] = {"metric": "accuracy", "rows": {"train": 20, "test": 10}, "seed": 0}
+    info = read_info(folder)
+    (folder / "adapter.json").write_text(json.dumps({**info, **facts}))
+    export_adapter(folder, tmp_path / "peft", "peft")
+    import_peft(tmp_path / "peft", tmp_path / "again")
+    assert facts.items() <= read_info(tmp_path / "again").items()
 
 
 def test_what_serves_what() -> None:

@@ -224,7 +224,12 @@ def test_another_revision_is_another_backbone(backbone: Backbone, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"weights": [1.0]}, "one for each"), ({"how": "mean"}, "linear"), ({"density": 0.0}, "density is a share")],
+    [
+        ({"weights": [1.0]}, "one for each"),
+        ({"weights": [1.0, float("nan")]}, "finite numbers; given: 1.0, nan"),
+        ({"how": "mean"}, "linear"),
+        ({"density": 0.0}, "density is a share"),
+    ],
 )
 def test_numbers_that_do_not_fit_are_refused(
     backbone: Backbone, tmp_path: Path, change: dict[str, Any], why: str

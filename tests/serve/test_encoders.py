@@ -21,7 +21,9 @@ from dollartune.export.opening import open_adapter
 from dollartune.methods.head import Head
 from dollartune.methods.lora import LoRA
 from dollartune.serve.app import create_app
-from dollartune.serve.limits import Limits
+from dollartune.serve.limits import Limits, Refused
+from dollartune.serve.pool import Served
+from dollartune.serve.prompts import Chat, PromptReader
 from dollartune.serve.run import build_service
 from dollartune.testing.directory import write_tiny
 from dollartune.testing.practice import perturb
@@ -111,6 +113,13 @@ def test_a_row_whose_text_is_null_is_refused_and_an_empty_one_is_read(client: An
     assert len(labels(client, "two", ["", "w1"])) == 2
 
 
+def test_a_value_that_is_no_text_is_read_as_predicting_reads_it(client: Any, root: Path) -> None:
+    value = {"w1": ["w2", None, True]}
+    answer = client.post("/v1/classify", json={"model": "two", "input": {"text": value}}).json()["data"]
+    (expected,) = predict_rows(open_adapter(root / "adapters" / "two"), [{"text": value}])
+    assert answer[0]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+
+
 def test_embeddings_are_pooled_states_of_length_one(client: Any) -> None:
     texts = ["w1 w2 w3", "w5"]
     answer = client.post("/v1/embeddings", json={"model": "model", "input": texts}).json()
@@ -159,3 +168,25 @@ def test_reading_a_prompt_leaves_what_the_engine_set_on_its_tokenizer(root: Path
         assert engines.truncation is not None
     finally:
         engines.no_truncation()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/tokenize", {"prompt": "w1"}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "w1"}]}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/v1/embeddings", {"model": "tiny-vit", "input": "w1"}),
+    ],
+)
+def test_a_model_of_pictures_says_that_it_reads_no_text(path: str, fields: dict[str, Any]) -> None:
+    with TestClient(create_app(build_service("tiny-vit", {}, Limits())), raise_server_exceptions=False) as client:
+        answer = client.post(path, json=fields)
+    assert (answer.status_code, "reads no text" in answer.text) == (400, True), answer.text
+
+
+def test_a_task_that_cannot_be_read_is_told_and_not_a_fault(root: Path) -> None:
+    adapter = Adapter([LoRA(rank=2)], (backbone := load_backbone(str(root / "model"))).anatomy, backbone.model)
+    reader = PromptReader(backbone)
+    with pytest.raises(Refused, match="the adapter's task is malformed"):
+        reader.ids(Chat((("user", "w1"),)), Served("a", adapter, {"task": {"name": "cut"}}, 0), 1)

@@ -129,9 +129,36 @@ def test_every_field_of_openai_s_client_has_an_answer() -> None:
 
 @pytest.mark.parametrize("unknown", ["Label", "str", "list", "dict"])
 def test_an_unknown_field_is_named_even_where_it_reads_like_a_type(server: Asked, unknown: str) -> None:
-    answer = server.client.post("/v1/classify", json={"model": "m", "input": "x", unknown: 1})
+    answer = server.client.post("/v1/adapters", json={"name": "m", "folder": "x", unknown: 1})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, unknown)
     assert answer.json()["error"]["message"].startswith(f"{unknown}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/classify", {"input": "x"}),
+        ("/v1/embeddings", {"input": "x"}),
+        ("/tokenize", {"prompt": "x"}),
+        ("/detokenize", {"tokens": [5]}),
+    ],
+)
+def test_nulls_and_unknown_fields_are_the_same_at_every_address(
+    server: Asked, path: str, fields: dict[str, Any]
+) -> None:
+    def post(**more: Any) -> Any:
+        answer = server.client.post(path, json={"model": "model", **fields, **more})
+        return answer.status_code, answer.json()
+
+    (name,) = fields
+    status, error = post(**{f"{name}s": 1})
+    assert (status, error["error"]["param"]) == (400, f"{name}s")
+    assert f"Did you mean {name!r}?" in error["error"]["message"]
+    if path == "/tokenize":
+        plain = post()[1]
+        assert post(messages=None, tools=None, add_generation_prompt=True) == (200, plain)
+        assert post(return_token_strs=True)[1] == {**plain, "token_strs": ["<unk>"]}
+        assert post(continue_final_message=True)[1]["error"]["param"] == "continue_final_message"
 
 
 @pytest.mark.parametrize(
@@ -242,6 +269,14 @@ def test_several_answers(server: Asked) -> None:
     assert server.complete(400, best_of=2, stream=True)["param"] == "best_of"
     usage = server.complete(n=3, **drawn)["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 24)
+
+
+def test_several_answers_without_a_seed_differ_whatever_the_clock_says(
+    server: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1)  # as clocks of some systems stand still for 16 ms
+    drawn = server.complete(n=4, temperature=1.5, max_tokens=12, ignore_eos=True)["choices"]
+    assert len({choice["text"] for choice in drawn}) > 1
 
 
 def test_what_shapes_the_next_token(server: Asked) -> None:

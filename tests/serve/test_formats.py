@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -136,7 +137,35 @@ def test_objects_have_no_properties_but_those_they_name() -> None:
     assert set(found["properties"]) == {"a", "properties"}
     for open_one in ({**named, "additionalProperties": True}, {"type": "object"}, {"allOf": [named, named]}):
         assert closed(open_one).get("additionalProperties") is not False
-    assert closed({"allOf": [named]}) == {"allOf": [named]}
+    assert closed({"allOf": [named]}) == {"allOf": [found]}, "one schema is a reference with a description beside it"
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [{"not": {"enum": [1]}, "if": {"enum": [2]}}, {"x": {"enum": [{"allOf": [1, 2]}]}}, {"anyOf": {}, "$ref": {}}],
+    ids=["names", "values", "branches"],
+)
+def test_names_and_values_are_no_words_of_a_schema(properties: dict[str, Any]) -> None:
+    found = closed({"type": "object", "properties": properties})
+    assert found == {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def test_a_property_that_is_demanded_and_not_described_is_written(plain: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a", "b"], "maxProperties": 2}
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    choice = chat(plain, response_format=wanted, temperature=0)
+    assert choice["message"]["content"].startswith('{"a": 1, "b": ')
+    described = {"a": {"enum": [1]}, "b": {}}
+    assert closed(schema) == {**schema, "properties": described, "additionalProperties": False}
+
+
+@pytest.mark.parametrize("name", ["path", "password", "binary", "date"])
+def test_a_format_that_nobody_knows_is_a_note(plain: Any, name: str) -> None:
+    text = {"type": "string", "format": name, "maxLength": 4} if name != "date" else {"type": "string", "format": name}
+    schema = {"type": "object", "properties": {"format": text}, "required": ["format"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    value = json.loads(chat(plain, response_format=wanted, temperature=0)["message"]["content"])["format"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", value) if name == "date" else len(value) <= 4
 
 
 A_OR_B = {"enum": ["a", "b"]}
@@ -352,6 +381,28 @@ def test_references_of_a_tool_s_schema_count_from_that_schema(plain: Any) -> Non
         assert json.loads(call["function"]["arguments"])["first"]["x"] in ("a", "b")
 
 
+def test_schemas_of_two_tools_may_have_one_name(plain: Any) -> None:
+    def tool(name: str, values: list[str]) -> dict[str, Any]:
+        parameters = {
+            "$id": "https://example.org/arguments",
+            "$defs": {"Value": {"enum": values}},
+            "type": "object",
+            "properties": {"value": {"$ref": "#/$defs/Value"}},
+            "required": ["value"],
+        }
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    tools = [tool("first", ["a"]), tool("second", ["b"])]
+    values = {
+        (call["function"]["name"], call["function"]["arguments"])
+        for seed in range(8)
+        for call in chat(plain, tools=tools, tool_choice="required", temperature=1.5, seed=seed)["message"][
+            "tool_calls"
+        ]
+    }
+    assert values == {("first", '{"value": "a"}'), ("second", '{"value": "b"}')}
+
+
 def test_a_template_with_tools_is_shown_them_and_may_choose(taught: Any) -> None:
     def read(**fields: Any) -> int:
         body = {"model": "model", "messages": [{"role": "user", "content": "How?"}], "max_tokens": 3, "temperature": 0}
@@ -370,6 +421,17 @@ def test_a_template_with_tools_is_shown_them_and_may_choose(taught: Any) -> None
     counted = taught.post("/tokenize", json={"model": "model", "messages": history}).json()["count"]
     assert counted == read(messages=history), "what is counted is what is read"
     assert chat(taught, tools=[TIME], temperature=0)["message"]["content"], "a text that is no call stays text"
+
+
+def test_tokens_of_a_chat_with_tools_are_those_that_it_is_asked_by(taught: Any) -> None:
+    messages = [{"role": "user", "content": "How was it?"}]
+    asked = {"model": "model", "messages": messages}
+    body = {**asked, "tools": [WEATHER, TIME]}
+    read = taught.post("/v1/chat/completions", json={**body, "max_tokens": 1}).json()["usage"]["prompt_tokens"]
+    assert taught.post("/tokenize", json=body).json()["count"] == read
+    assert taught.post("/tokenize", json=asked).json()["count"] < read
+    refused = taught.post("/tokenize", json={"model": "model", "prompt": "w1", "tools": [TIME]})
+    assert (refused.status_code, "tools go with messages" in refused.text) == (400, True)
 
 
 def test_a_beginning_mark_that_the_template_writes_is_there_once(tmp_path: Path) -> None:

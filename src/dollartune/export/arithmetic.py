@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,8 @@ def merge_adapters(
         raise UserError(
             f"{len(folders)} adapters have {len(weights)} weights and {len(rows)} files of rows; give one for each."
         )
+    if not all(isfinite(weight) for weight in weights):
+        raise UserError(f"weights are finite numbers; given: {', '.join(map(str, weights))}.")
     # At 0 nothing would be kept, and `dare` divides by it.
     if not 0 < density <= 1:
         raise UserError(f"density is a share above 0, up to 1; given: {density}.")

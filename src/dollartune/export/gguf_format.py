@@ -32,7 +32,14 @@ from dollartune.export.gguf_tokenizer import (
     write_vocabulary,
 )
 from dollartune.export.merged import merged_copy
-from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs, tolerance
+from dollartune.export.scoring import (
+    adapter_logits,
+    require_equal,
+    require_same_weights,
+    rounding_notes,
+    sample_inputs,
+    tolerance,
+)
 from dollartune.files import drafted, need_empty
 
 if TYPE_CHECKING:
@@ -100,6 +107,7 @@ def write_gguf(
         difference = require_equal(
             adapter_logits(again, None, given), expected, backbone.dtype, "the GGUF file, read back by transformers,"
         )
+        require_same_weights(again.model, model, "the GGUF file, read back by transformers,")
         prompts = [text for text in (task.get("prompt"), task.get("system")) if text]
         texts = require_same_tokens(backbone.processor, again.processor, prompts)
         # The weights a second time, there to be read back and for nothing else.
@@ -108,7 +116,8 @@ def write_gguf(
     lines = [
         f"wrote {FILE}, {(folder / FILE).stat().st_size:,} bytes, {_STORED[backbone.dtype]}, {len(merged.modules)} modules "
         f"merged; read back by transformers, logits differ from the adapter's by at most {difference:.1e} (allowed: "
-        f"{allowed:.1e}; the untuned weights differ by {untuned:.1e}), and {texts} texts are the same tokens."
+        f"{allowed:.1e}; the untuned weights differ by {untuned:.1e}), and {texts} texts are the same tokens.",
+        *rounding_notes(difference, untuned, max(merged.lost.values(), default=0.0), backbone.dtype),
     ]
     if json.loads(backbone.processor.backend_tokenizer.to_str())["normalizer"] and vocabulary.model == "gpt2":
         lines.append(

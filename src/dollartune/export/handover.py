@@ -25,7 +25,7 @@ from dollartune.export.head_format import head_facts, head_refusal, write_head
 from dollartune.export.merged import NoPlaceForBias, write_merged
 from dollartune.export.opening import open_backbone, stored_task
 from dollartune.export.provenance import study_facts
-from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
+from dollartune.export.scoring import adapter_logits, require_equal, rounding_notes, sample_inputs
 from dollartune.export.targets import FORMATS, head_of, refused_by_weights, serving_lines
 from dollartune.files import drafted, need_empty
 from dollartune.methods.stored_adapter import CONFIG, read_info, task_facts
@@ -198,7 +198,8 @@ def _write(
         merged = write_merged(out, backbone, adapter, _compared(backbone, info, examples))
         lines = [
             f"merged {merged.modules} modules; logits differ from the adapter's by at most {merged.difference:.1e}; "
-            f"rounding the merged weights changed the most affected update by {merged.lost:.2%}."
+            f"rounding the merged weights changed the most affected update by {merged.lost:.2%}.",
+            *rounding_notes(merged.difference, merged.untuned, merged.lost, backbone.dtype),
         ]
         if merged.quantized:
             lines.append(
@@ -258,6 +259,13 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
     return inputs
 
 
+_KEPT = (
+    *("max_length", "reserved_places", "dtype", "quantize", "anatomy"),
+    *("scores", "cost", "trial", "study", "license", "rows_seen"),
+)
+"""What an adapter that comes back remembers: how it is asked, and what was found out, the rows it has seen among it."""
+
+
 def import_peft(
     source: Path,
     out: Path,
@@ -288,9 +296,7 @@ def import_peft(
         "backbone": str(name),
         "objective": objective,
         "task": stored.get("task"),
-        **{
-            k: stored[k] for k in ("max_length", "reserved_places", "scores", "cost", "trial", "anatomy") if k in stored
-        },
+        **{key: stored[key] for key in _KEPT if key in stored},
     }
     backbone = open_backbone(info)
     if task_spec is not None:

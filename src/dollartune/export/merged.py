@@ -17,7 +17,7 @@ from dollartune.backbones.own_head import need_known_head
 from dollartune.backbones.quantize import is_quantized
 from dollartune.backbones.weights import module_weight
 from dollartune.errors import UserError
-from dollartune.export.scoring import adapter_logits, require_equal, sample_inputs
+from dollartune.export.scoring import adapter_logits, require_equal, require_same_weights, sample_inputs
 from dollartune.files import drafted, need_empty
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class MergedExport:
     """Largest difference of logits between the adapter and the merged model as loaded from the directory."""
     lost: float
     """Largest share of an update that rounding to the stored type took away."""
+    untuned: float
+    """Largest difference of logits between the adapter and the bare backbone."""
     quantized: bool
     requantized_difference: float | None = None
     """The same difference, were the merged weights put back into 4 bits; measured from 4-bit backbones."""
@@ -59,6 +61,7 @@ def write_merged(
     need_known_head(backbone.model)
     given = dict(inputs or sample_inputs(backbone))
     expected = adapter_logits(backbone, adapter, given)
+    untuned = float((adapter_logits(backbone, None, given) - expected).abs().max())
     quantized = _in_4_bits(backbone.model)
     # Before the copy below, so that two copies of a large model are never in memory at once.
     requantized = _requantized_difference(backbone, adapter, given, expected) if quantized else None
@@ -67,10 +70,10 @@ def write_merged(
         model.save_pretrained(draft)
         if backbone.processor is not None:
             backbone.processor.save_pretrained(draft)
-        difference = _difference_of_saved(draft, backbone, given, expected, quantized)
+        difference = _difference_of_saved(draft, backbone, model, given, expected, quantized)
     # The worst module, not the mean: one that lost its update is a broken model.
     lost = max(merged.lost.values(), default=0.0)
-    return MergedExport(len(merged.modules), difference, lost, quantized, requantized)
+    return MergedExport(len(merged.modules), difference, lost, untuned, quantized, requantized)
 
 
 class NoPlaceForBias(UserError):
@@ -103,13 +106,16 @@ def _in_4_bits(model: nn.Module) -> bool:
 
 
 def _difference_of_saved(
-    folder: Path, backbone: Backbone, inputs: dict[str, Tensor], expected: Tensor, quantized: bool
+    folder: Path, backbone: Backbone, model: nn.Module, inputs: dict[str, Tensor], expected: Tensor, quantized: bool
 ) -> float:
+    what = "the merged model, loaded from its directory,"
     again = load_backbone(str(folder), backbone.objective, dtype=backbone.dtype, device=backbone.device)
     loaded = adapter_logits(again, None, inputs)
     # Products of 4-bit weights are computed in half precision, so the plain ones differ by its rounding.
     allowed = torch.bfloat16 if quantized and backbone.dtype == torch.float32 else backbone.dtype
-    return require_equal(loaded, expected, allowed, "the merged model, loaded from its directory,")
+    difference = require_equal(loaded, expected, allowed, what)
+    require_same_weights(again.model, model, what)
+    return difference
 
 
 def _requantized_difference(backbone: Backbone, adapter: Adapter, inputs: dict[str, Tensor], expected: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dollartune.attachment.attached import Attached
 from dollartune.backbones.marks import special_ids
@@ -96,6 +96,37 @@ def require_equal(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: st
             f"{what} does not give what the adapter gives: logits differ by {difference:.2e}, allowed are {allowed:.2e}."
         )
     return difference
+
+
+def require_same_weights(again: nn.Module, written: nn.Module, what: str) -> None:
+    """Whether a model that was read back has the weights that were written, bit for bit. In 16 bits logits say little of it: many
+    an adapter moves them by less than rounding may.
+
+    Raises:
+        UserError: one differs, or is not there.
+    """
+    found = dict(again.named_parameters(remove_duplicate=False))
+    for name, value in written.named_parameters():
+        other = found.get(name)
+        if other is None or other.shape != value.shape or not torch.equal(other, value.to(other)):
+            raise UserError(f"{what} has another {name} than was written.")
+
+
+def rounding_notes(difference: float, untuned: float, lost: float, dtype: torch.dtype) -> list[str]:
+    """A sentence where rounding took so much of what was tuned that the result may answer like the backbone without it.
+
+    Args:
+        difference: of the logits from the adapter's.
+        untuned: the same of the bare backbone.
+        lost: largest share of a module's update that rounding took.
+    """
+    if dtype == torch.float32 or (difference <= untuned / 2 and lost <= 0.5):
+        return []
+    name = str(dtype).removeprefix("torch.")
+    return [
+        f"rounding to {name} takes much of what was tuned away (the untuned backbone's logits differ by {untuned:.1e}, these by "
+        f"{difference:.1e}): --dtype float32 keeps it; score this on rows of your own before you use it."
+    ]
 
 
 def peft_installed() -> bool:

@@ -9,7 +9,7 @@ its mask takes less than a millisecond per token.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,11 +24,16 @@ _AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_sep
 """Spaces as `json.dumps` writes them. Free ones let a small model write blanks until its tokens are used up."""
 
 
-_OPEN_WORDS = ("allOf", "if", "not", "unevaluatedProperties", "dependentSchemas", "$dynamicRef")
+_OPEN_WORDS = ("if", "not", "unevaluatedProperties", "dependentSchemas", "$dynamicRef")
 """Words by which one object answers to several schemas: none of them may then forbid what the others want."""
 _BRANCHES = ("anyOf", "oneOf", "$ref")
 """Words that name other schemas for the same object; two of them, or one beside properties of its own, are like those."""
 _OWN_WORDS = ("additionalProperties", "patternProperties", "minProperties")
+_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+"""Words whose value holds schemas under names of the user's, which may be called like words."""
+_NO_SCHEMAS = ("enum", "const", "default", "examples", "required")
+FORMATS = (*("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"),)
+"""Of texts, those that llguidance knows."""
 
 
 def closed(schema: Any) -> Any:
@@ -37,35 +42,66 @@ def closed(schema: Any) -> Any:
     What follows it follows the schema as given. Left open, a small model goes on with properties that nobody asked for until
     its tokens are used up; OpenAI demands the same of its strict schemas, and vLLM does it by default.
     """
-    return schema if _overlaps(schema) else _closed(schema)
+    return schema if _overlaps(schema) else _each(schema, _without_others)
 
 
 def _overlaps(schema: Any) -> bool:
     """Whether an object in it answers to several schemas."""
-    if isinstance(schema, Mapping):
-        branches = sum(word in schema for word in _BRANCHES)
-        own = any(word in schema for word in ("properties", *_OWN_WORDS))
-        several = branches > 1 or (branches == 1 and own) or any(word in schema for word in _OPEN_WORDS)
-        return several or any(_overlaps(value) for value in schema.values())
-    return isinstance(schema, list) and any(_overlaps(value) for value in schema)
+    if not isinstance(schema, Mapping):
+        return False
+    every = schema.get("allOf", [])
+    alone = isinstance(every, list) and len(every) == 1  # as pydantic before 2.9 put a description beside a reference
+    branches = sum(word in schema for word in _BRANCHES) + alone
+    own = any(word in schema for word in ("properties", *_OWN_WORDS))
+    several = branches > 1 or (branches == 1 and own) or any(word in schema for word in _OPEN_WORDS)
+    return several or (bool(every) and not alone) or any(_overlaps(inner) for inner in _inside(schema))
 
 
-def _closed(schema: Any) -> Any:
+def _inside(schema: Mapping[str, Any]) -> Iterator[Any]:
+    """The schemas that stand in a schema, besides values that are none."""
+    for word, value in schema.items():
+        if word in _BY_NAME and isinstance(value, Mapping):
+            yield from value.values()
+        elif word not in _NO_SCHEMAS:
+            yield from value if isinstance(value, list) else [value]
+
+
+def _each(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A schema in which each schema is changed, those inside it first."""
     if isinstance(schema, list):
-        return [_closed(value) for value in schema]
+        return [_each(value, change) for value in schema]
     if not isinstance(schema, Mapping):
         return schema
-    closed: dict[str, object] = {}
-    for name, value in schema.items():
-        if name in ("properties", "$defs", "definitions") and isinstance(value, Mapping):
-            closed[name] = {
-                own: _closed(one) for own, one in value.items()
-            }  # names of the user's, not words of a schema
-        else:  # what `enum` and `const` hold are values and no schemas
-            closed[name] = value if name in ("enum", "const", "default", "examples") else _closed(value)
-    if isinstance(schema.get("properties"), Mapping) and not any(word in schema for word in _OWN_WORDS):
-        closed["additionalProperties"] = False
-    return closed
+    changed: dict[str, Any] = {}
+    for word, value in schema.items():
+        if word in _BY_NAME and isinstance(value, Mapping):
+            changed[word] = {name: _each(one, change) for name, one in value.items()}
+        else:
+            changed[word] = value if word in _NO_SCHEMAS else _each(value, change)
+    return change(changed)
+
+
+def _without_others(schema: dict[str, Any]) -> dict[str, Any]:
+    """An object with the properties that it names, and no others."""
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, Mapping) or any(word in schema for word in _OWN_WORDS):
+        return schema
+    # What is demanded and not described may be anything, but it must be there.
+    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    return {
+        **schema,
+        "properties": {**properties, **{name: {} for name in names if name not in properties}},
+        "additionalProperties": False,
+    }
+
+
+def _without_notes(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without a format that is not followed: to a reader who does not know it, it is a note to others, by JSON Schema's
+    own words. pydantic writes such for paths, secrets and bytes."""
+    name = schema.get("format")
+    return (
+        {k: v for k, v in schema.items() if k != "format"} if isinstance(name, str) and name not in FORMATS else schema
+    )
 
 
 class TooComplex(Exception):
@@ -90,7 +126,7 @@ class Constraint:
         """
         bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
         if self._matcher.is_error():
-            raise TooComplex(self._matcher.get_error())
+            raise self._too_complex()
         allowed = torch.zeros(len(logits), dtype=torch.bool)
         # Embeddings are often padded to a round number of rows; no token of the tokenizer is there.
         flags = torch.from_numpy(numpy.unpackbits(bits, bitorder="little")[: len(logits)]).bool()
@@ -104,7 +140,10 @@ class Constraint:
             TooComplex: what may follow cannot be told any more.
         """
         if not self._matcher.consume_token(token):
-            raise TooComplex(self._matcher.get_error())
+            raise self._too_complex()
+
+    def _too_complex(self) -> TooComplex:
+        return TooComplex(self._matcher.get_error().partition("\n")[0])  # the rest is the state of its parser
 
     @property
     def complete(self) -> bool:
@@ -168,7 +207,8 @@ class Grammars:
         from llguidance import LLMatcher
 
         try:
-            text = LLMatcher.grammar_from_json_schema(json.dumps(closed(schema)), overrides=_AS_JSON_DUMPS)
+            followed = _each(closed(schema), _without_notes)
+            text = LLMatcher.grammar_from_json_schema(json.dumps(followed), overrides=_AS_JSON_DUMPS)
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the schema cannot be read: {error}", param=param) from None
         # Silent: warnings are of a client's schema, and what cannot be followed is asked for below.

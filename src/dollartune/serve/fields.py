@@ -104,6 +104,10 @@ EMBEDDING: Mapping[str, Neutral] = {
     "dimensions": Neutral((object(),), "embeddings are as wide as the model's states"),
     "truncate_prompt_tokens": Neutral((-1,), "a text that is too long is refused, not cut"),
 }
+TOKENS: Mapping[str, Neutral] = {
+    name: CHAT[name]
+    for name in ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
+}
 
 
 def without_nulls(data: Any, model: type[BaseModel], notes: Collection[str] = ()) -> Any:

@@ -72,6 +72,7 @@ class PromptReader:
                     param=param,
                 )
             return self._fitting(tuple(prompt), room, new_tokens, param)
+        self._tokenizer()  # a text needs one
         texts = [prompt] if isinstance(prompt, str) else [text for _, text in prompt.turns]
         characters = sum(len(text) for text in texts)
         # The longest tokens of common vocabularies (runs of spaces or dashes) rarely pass 40 characters.
@@ -117,15 +118,20 @@ class PromptReader:
         tokenizer = self._tokenizer()
         return list(self.encoder.prompt_ids(text) if special else tokenizer.encode(text, add_special_tokens=False))
 
+    def pieces(self, tokens: list[int]) -> list[str]:
+        """Tokens as the vocabulary writes them."""
+        return list(self._tokenizer().convert_ids_to_tokens(tokens))
+
     def detokenize(self, tokens: list[int]) -> str:
         """The text of tokens, special ones included.
 
         Raises:
             Refused: ids that it has not, or it reads no text.
         """
+        tokenizer = self._tokenizer()
         if not all(0 <= token < self.vocabulary for token in tokens):
             raise Refused(400, f"tokens are ids from 0 to {self.vocabulary - 1}", param="tokens")
-        return str(self._tokenizer().decode(tokens))
+        return str(tokenizer.decode(tokens))
 
     def tokenizer_info(self) -> dict[str, object]:
         """The tokenizer's marks and template, as vLLM names them.
@@ -162,7 +168,10 @@ class PromptReader:
 
     @staticmethod
     def _task(served: Served | None) -> Task | None:
-        return stored_task(served.info) if served is not None and served.info.get("task") else None
+        try:
+            return stored_task(served.info) if served is not None and served.info.get("task") else None
+        except UserError as error:
+            raise Refused(400, error.message) from None
 
     def _format(self, task: Task | None) -> ChatFormat | None:
         return chat_format(self.backbone) if task is None else self.encoder.chat(task)

@@ -181,15 +181,17 @@ def token_addresses(service: Service) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, object]:
-        served = service.hold(body.model or service.pool.base_name)
-        try:
+        reader, served = service.prompts, service.hold(body.model or service.pool.base_name)
+        try:  # beside the event loop: a megabyte of text takes seconds, in which no stream could send its tokens
             if body.messages is not None:
-                tokens = list(service.prompts.ids(chat_of(body.messages), served, 0))
+                conversation = chat_of(body.messages, body.tools or ())
+                tokens = list(await asyncio.to_thread(reader.ids, conversation, served, 0, "messages"))
             else:
-                tokens = await asyncio.to_thread(service.prompts.tokenize, body.prompt or "", body.add_special_tokens)
+                tokens = await asyncio.to_thread(reader.tokenize, body.prompt or "", body.add_special_tokens)
         finally:
             service.pool.release(served)
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.prompts.places}
+        found = {"tokens": tokens, "count": len(tokens), "max_model_len": reader.places}
+        return {**found, "token_strs": reader.pieces(tokens)} if body.return_token_strs else found
 
     @router.get("/tokenizer_info")
     async def tokenizer_info() -> dict[str, Any]:

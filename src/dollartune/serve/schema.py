@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING, Neutral, without_neutral, without_nulls
+from dollartune.serve.fields import CHAT, COMPLETION, EMBEDDING, TOKENS, Neutral, without_neutral, without_nulls
 from dollartune.serve.limits import Refused
 
 ModelName = Annotated[
@@ -32,7 +32,18 @@ class Body(BaseModel):
         return without_nulls(data, cls, cls.notes)
 
 
-class Request(Body):
+class RequestBody(Body):
+    """What an address is sent; fields that ask for nothing are as if they were not there, and others are known by name."""
+
+    neutral: ClassVar[Mapping[str, Neutral]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: Any) -> Any:
+        return without_neutral(data, cls, cls.neutral)
+
+
+class Request(RequestBody):
     model: ModelName
     """An adapter's name, or the backbone's for the bare backbone."""
 
@@ -73,13 +84,6 @@ class AnswerFormat(Body):
 
 
 class GenerationRequest(Request):
-    neutral: ClassVar[Mapping[str, Neutral]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_neutral(cls, data: Any) -> Any:
-        return without_neutral(data, cls, cls.neutral)
-
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -277,11 +281,6 @@ class EmbeddingRequest(Request):
 
     neutral: ClassVar[Mapping[str, Neutral]] = EMBEDDING
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_neutral(cls, data: Any) -> Any:
-        return without_neutral(data, cls, cls.neutral)
-
     input: (
         str
         | Annotated[list[str], Field(min_length=1)]
@@ -292,7 +291,7 @@ class EmbeddingRequest(Request):
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class TokensRequest(Body):
+class TokensRequest(RequestBody):
     model: ModelName | None = None
     """All models of a server have one tokenizer, so that it may be left out, as vLLM's clients do."""
 
@@ -300,15 +299,22 @@ class TokensRequest(Body):
 class TokenizeRequest(TokensRequest):
     """`POST /tokenize`."""
 
+    neutral: ClassVar[Mapping[str, Neutral]] = TOKENS
+
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)] | None = None
     """A chat in place of a prompt: its tokens up to the next answer, by the model's template."""
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    """What the chat's template shows the model beside the messages."""
     add_special_tokens: bool = True
+    return_token_strs: bool = False
 
     @model_validator(mode="after")
     def _one_of_them(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give a prompt or messages, one of them")
+        if self.tools and self.messages is None:
+            raise ValueError("tools go with messages")
         return self
 
 

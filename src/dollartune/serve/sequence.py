@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -119,8 +119,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(
-            # A generator per sequence: a text with a seed is the same whoever else is in the batch.
-            self.sampling.seed if self.sampling.seed is not None else time.time_ns() % 2**63
+            # A generator per sequence: a text with a seed is the same whoever else is in the batch. Without one no clock
+            # decides, which may stand still while the n answers of a request are begun.
+            self.sampling.seed if self.sampling.seed is not None else secrets.randbits(63)
         )
         self._constraint = self.sampling.grammar.begin() if self.sampling.grammar is not None else None
 

@@ -30,6 +30,7 @@ from dollartune.serve.pool import Pool, Served
 from dollartune.serve.prompts import Prompt, PromptReader
 from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.slices import RowWork
+from dollartune.tasks.values import as_text
 from dollartune.train.encoding import Encoder
 from dollartune.train.free_memory import free_bytes
 from dollartune.untrusted_files import check_name, refuse_links, resolved
@@ -398,7 +399,8 @@ class Service:
             raise Refused(400, f"column {empty[0]} of a row is null; give a text, which may be empty", param="input")
         if tuned.task.modality == "image":
             return {**row, "image": _image(row["image"])}
-        return {name: value if isinstance(value, str | int | float) else str(value) for name, value in row.items()}
+        # As the prompt writes them: lists and objects as JSON, and nothing in Python's spelling.
+        return {name: value if isinstance(value, str | int | float) else as_text(value) for name, value in row.items()}
 
 
 def _length(prompt: Prompt) -> int:

@@ -114,8 +114,9 @@ def _arguments_schema(tool: Tool) -> Mapping[str, Any]:
 
 
 def _call_schema(tool: Tool) -> Mapping[str, Any]:
-    # A document of its own inside the other: its references (`#/$defs/...`, as pydantic writes them) count from here.
-    arguments = {"$id": f"tool:{tool.function.name}", **_arguments_schema(tool)}
+    # A document of its own inside the other: its references (`#/$defs/...`, as pydantic writes them) count from here. Whatever
+    # name it has, as those of two tools may have one.
+    arguments = {**_arguments_schema(tool), "$id": f"tool:{tool.function.name}"}
     return {
         "type": "object",
         "properties": {"name": {"const": tool.function.name}, "arguments": arguments},

@@ -31,7 +31,7 @@ class RowsSeen:
 
     @classmethod
     def read(cls, stored: Any) -> RowsSeen | None:
-        """What adapter.json holds; None where it holds nothing readable (adapters of earlier versions, imported ones)."""
+        """What adapter.json holds; None where it holds nothing readable (adapters of earlier versions, of other programs)."""
         if not isinstance(stored, Mapping):
             return None
         return cls(_unpacked(stored.get("trained")), _unpacked(stored.get("chosen_by")))
