@@ -391,6 +391,47 @@ def test_a_trial_that_the_budget_ended_goes_on_from_its_checkpoint_with_more_mon
     )
 
 
+def test_a_trial_that_the_budget_cuts_ends_decayed_and_goes_on_from_before_the_decay(
+    study_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"epochs": 10, "batch_size": 4, "patience": None}
+    whole = Study(study_of(name="whole", methods=["bitfit"], training=training))
+    (expected,) = whole.run(display=Display()).done()
+    poor = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 60.0, "per": "method"}))
+    steps: list[int] = []
+    step = TrialState.step
+
+    def counted(self: TrialState, loss: float) -> None:
+        step(self, loss)
+        steps.append(self.progress.step)
+
+    class Notes(Display):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes: list[str] = []
+    monkeypatch.setattr(TrialState, "step", counted)
+    with monkeypatch.context() as patched:
+        # ten steps in all are paid for: a clock of its own would need as long
+        patched.setattr("dollartune.engines.cohort_worker.end_decayed", lambda look: 10 if look.step >= 8 else 40)
+        (record,) = poor.run(display=Notes()).done()
+    assert steps == list(range(1, 11))
+    assert record.training.stopped == "budget"
+    assert [(one.step, one.total_steps) for one in record.training.plan] == [(0, 40), (8, 10)]
+    assert record.training.history[-1].step == 10
+    assert [
+        note for note in notes if "pays for 10 of 40 steps, so the learning rate falls to 0 over the last 2" in note
+    ]
+    rich = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 600.0, "per": "method"}))
+    (record,) = rich.run(display=Display()).done()
+    assert steps[10:] == list(range(9, 41)), "from before the decay"
+    assert record.training.stopped == "finished"
+    assert record.test.scores == expected.test.scores
+    assert [row.validation_loss for row in record.training.history] == pytest.approx(
+        [row.validation_loss for row in expected.training.history]
+    )
+
+
 def test_evaluation_that_runs_out_of_memory_goes_on_with_smaller_batches(
     study_of: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

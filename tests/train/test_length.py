@@ -16,7 +16,18 @@ from dollartune.tasks.base import Task
 from dollartune.train.early_stopping import end_wins
 from dollartune.train.encoding import Encoded, Encoder
 from dollartune.train.frozen_prefix_cache import FrozenPrefixCache
-from dollartune.train.length import Look, Replan, at_most, fill_time, is_look, look_rows, look_steps, steps_by_rows
+from dollartune.train.length import (
+    Look,
+    Planner,
+    Replan,
+    at_most,
+    end_decayed,
+    fill_time,
+    is_look,
+    look_rows,
+    look_steps,
+    steps_by_rows,
+)
 from dollartune.train.loop import CohortTrainer, Silent
 from dollartune.train.lr_schedule import decay_progress, learning_rate_factor
 from dollartune.train.progress import Progress
@@ -75,13 +86,14 @@ def trained(
     method: str = "lora(rank=2, dropout=0.1)",
     settings: TrainingSettings = SETTINGS,
     watcher: Silent | None = None,
+    planner: Planner = fill_time,
     **length: Any,
 ) -> TrialState:
     attached = Attached(backbone.model, backbone.anatomy)
     try:
         trial = TrialState("t", attached.add("t", [build_method(method)], 0), rows, settings, 0, **length)
         trainer = Trainer(
-            backbone, attached, [trial], rows[:4], watcher, lambda: machine.left() <= 0, None, machine.left, fill_time,
+            backbone, attached, [trial], rows[:4], watcher, lambda: machine.left() <= 0, None, machine.left, planner,
             machine.clock,
         )  # fmt: skip
         trainer.machine = machine
@@ -220,6 +232,74 @@ def test_trained_again_by_the_plan_gives_equal_bits(backbone: Backbone, rows: li
     again = trained(backbone, rows, Machine(1e9, lambda step: 1.0), method, from_money=True, repeat=repeat)
     assert again.progress.plan == progress.plan
     assert not again.progress.history, "validation decides nothing here"
+    for name, tensor in first.adapter.tensors().items():
+        assert torch.equal(tensor, again.adapter.tensors()[name]), name
+
+
+class Interrupted(Silent):
+    """Remembers how far training was when the money came to its end."""
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.state: TrialState | None = None
+
+    def stepped(self, trial: TrialState) -> None:
+        self.state = trial
+
+    def interrupted(self) -> None:
+        assert self.state is not None
+        self.at.append(self.state.progress.step)
+        assert len(self.at) > 1 or not self.state.progress.ending, "more money goes on as if nothing had been cut"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+@pytest.mark.parametrize(
+    "step_seconds",
+    [
+        lambda step: 0.1,
+        lambda step: 0.1 if step < 60 else 0.2,  # somebody else comes to the machine
+        lambda step: 0.5 if step < 12 else 0.1,  # what looked like the end was none
+    ],
+    ids=["even", "slower", "faster"],
+)
+def test_a_set_length_that_the_money_does_not_reach_ends_decayed(
+    backbone: Backbone, rows: list[Encoded], step_seconds: Callable[[int], float], schedule: Any
+) -> None:
+    machine, watcher = Machine(10.0, step_seconds), Interrupted()
+    settings = SETTINGS.model_copy(update={"schedule": schedule})
+    trial = trained(backbone, rows, machine, "bitfit", settings, watcher, end_decayed, steps=500)
+    progress = trial.progress
+    assert progress.stopped == "budget"
+    assert 0.9 * 10.0 <= machine.now <= 10.0
+    assert progress.step == trial.total_steps < 500
+    plans = [[one for one in progress.plan if one.step <= step] for step in range(progress.step)]
+    rates = [learning_rate_factor(step, plan, schedule, settings.warmup) for step, plan in enumerate(plans)]
+    cut = progress.plan[1].step
+    assert watcher.at[0] == cut
+    untouched = [learning_rate_factor(step, progress.plan[:1], schedule, settings.warmup) for step in range(cut)]
+    assert rates[:cut] == untouched
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[cut:]))
+    assert rates[-1] < 0.15 < rates[cut - 1]
+    assert learning_rate_factor(progress.step, progress.plan, schedule, settings.warmup) == pytest.approx(0, abs=1e-9)
+    assert progress.history[-1].step == progress.step
+
+
+def test_a_set_length_that_is_paid_for_is_kept(backbone: Backbone, rows: list[Encoded]) -> None:
+    machine, watcher = Machine(10.0, lambda step: 0.07 + 0.06 * (step * 7919 % 13) / 13), Interrupted()
+    trial = trained(backbone, rows, machine, "bitfit", SETTINGS, watcher, end_decayed, steps=90)
+    assert trial.progress.plan == [Replan(0, 90)]
+    assert (trial.progress.stopped, trial.progress.step, watcher.at) == ("", 90, [])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_cut_training_again_gives_equal_bits(backbone: Backbone, rows: list[Encoded]) -> None:
+    machine = Machine(6.0, lambda step: 0.1 + 0.001 * (step % 7))
+    first = trained(backbone, rows, machine, planner=end_decayed, steps=300)
+    progress = first.progress
+    assert progress.stopped == "budget"
+    repeat = Repeat(progress.plan, progress.step, progress.best_step, progress.stopped, progress.average)
+    again = trained(backbone, rows, Machine(1e9, lambda step: 1.0), steps=300, repeat=repeat)
+    assert (again.progress.plan, again.progress.stopped) == (progress.plan, "budget")
     for name, tensor in first.adapter.tensors().items():
         assert torch.equal(tensor, again.adapter.tensors()[name]), name
 

@@ -33,7 +33,7 @@ from dollartune.evaluate.cost import request_cost
 from dollartune.train.distributed import shard_copies, whole_layers
 from dollartune.train.free_memory import MemoryTaken, PassesTooLarge, memory_limited, need_free
 from dollartune.train.head_start import begin_at_probe
-from dollartune.train.length import Planner, at_most, fill_time
+from dollartune.train.length import Planner, at_most, end_decayed, fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory, is_out_of_memory
 from dollartune.train.solve import FEATURE_ROWS, solve
@@ -332,10 +332,12 @@ class CohortWorker:
             _planner(cohort.trials[0], states[0]) if deadline is not None else None,
             seconds_per_validation_row=context.row_costs.seconds_per_validation_row,
         ).run()
-        for state in states:
+        for trial, state in zip(cohort.trials, states, strict=True):
             # An untrained adapter has the backbone's score, which must not stand as the method's.
             if state.progress.stopped == "budget" and state.progress.step == 0:
                 failures[state.name] = BudgetSpent("the budget was spent before the first training step.")
+            elif state.progress.ending == "budget" and cohort.purpose == "final":
+                self.display.note(_cut(trial, state))
         for trial in self._missing(cohort):
             if trial.identifier in failures:
                 self.writer.failed(trial, failures[trial.identifier])
@@ -418,6 +420,17 @@ class CohortWorker:
         return cohort.purpose != "evaluate" or self.driver.read(trial).status != "tried"
 
 
-def _planner(trial: Trial, state: TrialState) -> Planner:
-    """Who moves the end of a training whose length comes from money."""
+def _planner(trial: Trial, state: TrialState) -> Planner | None:
+    """Who moves the end of a training; None where its rate is meant to stay up, so that there is no decay to come to."""
+    if trial.length == "settings":
+        return None if state.schedule == "constant" else end_decayed
     return at_most(fill_time, state.total_steps) if trial.length == "at_most" else fill_time
+
+
+def _cut(trial: Trial, state: TrialState) -> str:
+    """What became of a training whose length is set and whose money ended before."""
+    planned, cut, made = state.progress.plan[0].total_steps, state.progress.plan[1].step, state.progress.step
+    return (
+        f"{trial.label}, seed {trial.seed}: the budget pays for {made:,} of {planned:,} steps, so the learning rate falls to 0 "
+        f"over the last {made - cut:,}. With a larger one the same command goes on from before that."
+    )

@@ -75,10 +75,12 @@ class CohortWatcher:
     ) -> None:
         self.display, self.states, self.checkpoints, self.prune = display, states, checkpoints, prune
         self.trials = {trial.identifier: trial for trial in trials}
+        self._kept = False
+        """Whether what there was when the money came to its end is kept: more money goes on from there, not from the decay."""
 
     def stepped(self, trial: TrialState) -> None:
         self._show()
-        if self.checkpoints.due():
+        if not self._kept and self.checkpoints.due():
             self._save()
 
     def validated(self, trial: TrialState) -> None:
@@ -88,16 +90,17 @@ class CohortWatcher:
             trial.progress.stopped = "pruned"
         self._show()
         self.display.validated(self.trials[trial.name], last)
-        if all(state.done for state in self.states) and self.checkpoints.worth_keeping():
+        if not self._kept and all(state.done for state in self.states) and self.checkpoints.worth_keeping():
             self._save()  # so that a kill while they are evaluated costs no training
 
     def ended(self, trial: TrialState) -> None:
         return None
 
     def interrupted(self) -> None:
-        """The money is spent before the training is: what there is now is kept for the day when there is more."""
-        if any(state.progress.step for state in self.states):
+        """The money ends before the training does: what there is now is kept for the day when there is more."""
+        if not self._kept and any(state.progress.step for state in self.states):
             self._save()
+            self._kept = True
 
     def _save(self) -> None:
         from dollartune.train.checkpoints import CHECKPOINT_ERRORS  # here: a display alone needs no PyTorch

@@ -5,8 +5,9 @@
                                              └ a planner is told seconds per step and seconds left, and answers the new total
 
 While the rate is still up (warm-up, stable), moving the end costs nothing. Once the decay has begun the end may only come nearer:
-what is left of the decay is then walked in fewer steps, so that training always ends decayed. Every change is written down as
-(step, total): training by the same list makes the same steps, whatever the clock says.
+what is left of the decay is then walked in fewer steps, so that training always ends decayed. A training whose length is set
+keeps to it, and decays early where the money ends before (`end_decayed`). Every change is written down as (step, total):
+training by the same list makes the same steps, whatever the clock says.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
+
+from dollartune.train.lr_schedule import DECAY_SHARE
 
 _STEPS_OF_ONE_ROW = 4.5
 _POWER_OF_ROWS = 0.6
@@ -101,14 +104,24 @@ class Look:
     batch_size: int
     validation_rows: int
     """Most rows of a look; the last one reads them all."""
+    every: int | None = None
+    """Steps from one look at all rows to the next, where the length is set; None: looks come at growing steps."""
+
+    def seconds(self, total_steps: int) -> float:
+        """What is still to come would take in a training of so many steps."""
+        return (total_steps - self.step) * self.seconds_per_step + self.validation_seconds(total_steps)
 
     def validation_seconds(self, total_steps: int) -> float:
         """What the looks that are still to come would take in a training of so many steps: those at growing steps, and in the end
-        all rows for the last state, for the best one before it and for the average of the decay's states."""
-        rows = 3 * self.validation_rows
-        for at in takewhile(lambda at: at < total_steps, look_steps()):
-            if at > self.step:
-                rows += min(self.validation_rows, look_rows(at, self.batch_size))
+        all rows for the last state, for the best one before it and for the average of the decay's states. Where the length is
+        set, one of all rows every so many steps and at the end."""
+        if self.every is not None:
+            rows = self.validation_rows * (-(-total_steps // self.every) - self.step // self.every)
+        else:
+            rows = 3 * self.validation_rows
+            for at in takewhile(lambda at: at < total_steps, look_steps()):
+                if at > self.step:
+                    rows += min(self.validation_rows, look_rows(at, self.batch_size))
         row = self.seconds_per_validation_row or self.seconds_per_step / self.batch_size / _TRAINED_OVER_READ
         return rows * row
 
@@ -119,6 +132,8 @@ Planner = Callable[[Look], int]
 _SPARE = 0.02
 """Share of the seconds left that a plan leaves alone: steps differ by the lengths of their rows. Each look plans again with what
 is left by then, so what stays unused in the end is a fiftieth of the decay, not of the whole."""
+_WORTH_MOVING = 0.1
+"""Of the steps that are left in a decay that ends with the money, from so many more on its end is moved away."""
 
 
 def fill_time(look: Look) -> int:
@@ -128,18 +143,36 @@ def fill_time(look: Look) -> int:
     """
     if math.isinf(look.seconds_left):
         return look.total_steps
+    # The whole of it, without the spare share: a decay that fits is not shortened for being tight.
+    if look.decaying and look.seconds(look.total_steps) <= look.seconds_left:
+        return look.total_steps
+    return _affordable(look)
+
+
+def end_decayed(look: Look) -> int:
+    """The planner of a training whose length is set: its steps as they are, as long as the seconds left pay for them. Where they
+    do not, it ends with the money, and the rate falls to 0 over the last fifth of the steps that are paid for.
+
+    When the money ends is known by the pace alone, which may change: the end then moves with it, both ways.
+    """
+    if math.isinf(look.seconds_left):
+        return look.total_steps
+    fits, paid = look.seconds(look.total_steps) <= look.seconds_left, _affordable(look)
+    if not look.decaying:
+        return look.total_steps if fits or look.step < (1 - DECAY_SHARE) * paid else paid
+    # Not for each step more or less: every change stands in the record.
+    further = paid - look.total_steps > _WORTH_MOVING * (look.total_steps - look.step)
+    return paid if not fits or further else look.total_steps
+
+
+def _affordable(look: Look) -> int:
+    """Steps in all that the seconds left pay for, looks included; at least one more."""
     usable = (1 - _SPARE) * look.seconds_left
-    if look.decaying:
-        needed = (look.total_steps - look.step) * look.seconds_per_step + look.validation_seconds(look.total_steps)
-        # The whole of it, without the spare share: a decay that fits is not shortened for being tight.
-        if needed <= look.seconds_left:
-            return look.total_steps
     # looks come in jumps as the total grows, so the largest total that is paid for is sought, not solved for
     least, most = look.step + 1, max(look.step + 1, look.step + int(usable / look.seconds_per_step))
     while least < most:
         total = (least + most + 1) // 2
-        seconds = (total - look.step) * look.seconds_per_step + look.validation_seconds(total)
-        least, most = (total, most) if seconds <= usable else (least, total - 1)
+        least, most = (total, most) if look.seconds(total) <= usable else (least, total - 1)
     return least
 
 

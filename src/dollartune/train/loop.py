@@ -54,7 +54,8 @@ class Watcher(Protocol):
     def stepped(self, trial: TrialState) -> None: ...
     def validated(self, trial: TrialState) -> None: ...
     def ended(self, trial: TrialState) -> None: ...
-    def interrupted(self) -> None: ...
+    def interrupted(self) -> None:
+        """The money ends before training does: before a decay that ends with it begins, and where it is spent."""
 
 
 class Silent:
@@ -83,7 +84,9 @@ class CohortTrainer:
         failed: called with a trial and its error when one trial's numbers break; the others go on.
         seconds_left: until the money is spent; whether compiling can pay for itself depends on it.
         planner: moves the end of trials whose length comes from money (`TrialState.from_money`), so that they use the time and
-            end decayed; see `length.fill_time`. Asked after a few steps, at each look and while the rate decays.
+            end decayed; see `length.fill_time`. Asked after a few steps, at each look and while the rate decays. Of trials whose
+            length is set it is asked at each step, and brings their end nearer where the money ends before; see
+            `length.end_decayed`.
         clock: seconds that only grow, by which steps are timed for the planner.
         seconds_per_validation_row: as far as it is known; the planner learns it from the first look on.
     """
@@ -119,8 +122,10 @@ class CohortTrainer:
         self.validation = [batch for block in self.validation_blocks for batch in block]
         self.pace: Pace | None = None
         # a repetition follows the plans of its record, whatever the clock says
-        if planner is not None and trials[0].from_money and trials[0].repeat is None:
-            self.pace = Pace(planner, seconds_left, clock, len(rows), seconds_per_validation_row)
+        if planner is not None and trials[0].repeat is None:
+            self.pace = Pace(
+                planner, seconds_left, clock, len(rows), seconds_per_validation_row, self.watcher.interrupted
+            )
         cache = attached.state.frozen_prefix
         self.frozen_prefix = cache if isinstance(cache, FrozenPrefixCache) else FrozenPrefixCache()
         attached.use_frozen_prefix(self.frozen_prefix)
@@ -323,7 +328,8 @@ class CohortTrainer:
             passes = sum((t.total_steps - t.progress.step) / t.batches_per_epoch for t in trials)
             # Seen once: computing in advance saves nothing, unless others come after it; where money decides, a part of a pass
             # must not wait for all rows.
-            if passes <= 1 and not (self.frozen_prefix.reuse and self.pace is None):
+            waits = self.pace is not None and trials[0].from_money
+            if passes <= 1 and (waits or not self.frozen_prefix.reuse):
                 continue
             started = time.perf_counter()
             computed = self.frozen_prefix.computed_tokens

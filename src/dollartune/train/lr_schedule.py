@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ def learning_rate_factor(step: int, plan: Sequence[Replan], schedule: Schedule, 
     if schedule == "wsd":
         # 1 - √p falls fast at first and slowly to its end; better than a straight line in Hägele et al. 2024, figure 5
         return 1.0 - math.sqrt(decay_progress(step, plan))
+    # Once the rate falls its end is where it is. Where the money ends before, the rate falls as with wsd beside that.
+    total = [replan.total_steps for replan in plan if replan.step <= rising][-1]
+    cuts = [replan for replan in plan if replan.step > rising]
+    paid = 1.0 - math.sqrt(decay_progress(step, [replace(plan[0], total_steps=2 * total), *cuts])) if cuts else 1.0
     left = (total - step) / max(1, total - rising)  # 1 after the warm-up; the last step still moves by 1 / total
-    return left if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+    return paid * (left if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left))))
 
 
 def warmup_steps(plan: Sequence[Replan], warmup: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ class Pace:
         clock: seconds that only grow.
         validation_rows: that the last look reads.
         seconds_per_validation_row: as far as it is known; 0: not before the first look.
+        cutting: called before trainings whose length is set are cut: as they are then, they can go on with more money.
     """
 
     def __init__(
@@ -33,11 +36,12 @@ class Pace:
         clock: Callable[[], float],
         validation_rows: int,
         seconds_per_validation_row: float = 0.0,
+        cutting: Callable[[], None] = lambda: None,
     ) -> None:
         self.planner, self.seconds_left, self.clock = planner, seconds_left, clock
-        self.validation_rows = validation_rows
-        self._steps: list[tuple[float, float]] = []
-        """(steps, seconds) of each round, validation not counted."""
+        self.validation_rows, self.cutting = validation_rows, cutting
+        self._steps: list[tuple[float, float]] = [(0.0, 0.0)]
+        """(steps, seconds) after each round, validation not counted."""
         self._looks = 0.0
         """Seconds of looks since the last round."""
         self._per_row = seconds_per_validation_row
@@ -58,16 +62,18 @@ class Pace:
             steps = []
         self._before |= {trial.name: trial.progress.step for trial in running}
         if any(steps):
-            self._steps.append((sum(steps) / len(steps), max(0.0, seconds - self._looks)))
+            count, took = self._steps[-1]
+            self._steps.append((count + sum(steps) / len(steps), took + max(0.0, seconds - self._looks)))
         self._looks = 0.0
         going = [trial for trial in running if not trial.done]
-        if not going or not self._steps:
+        if not going or len(self._steps) < 2:
             return
-        timed = sum(count for count, _ in self._steps)
+        (before, _), (timed, _) = self._steps[-2:]
         # True in the one round in which the count of timed steps is reached, whatever number of steps a round has.
-        first = timed >= TIMED_STEPS - 1 and timed - self._steps[-1][0] < TIMED_STEPS - 1
-        # in the decay at every step: it may still have to end sooner
+        first = before < TIMED_STEPS - 1 <= timed
+        # in the decay at every step: it may still have to end sooner; and it may have to begin, where the length is set
         last_moment = any(trial.decaying or trial.about_to_decay for trial in going)
+        last_moment |= timed >= TIMED_STEPS - 1 and not all(trial.from_money for trial in going)
         if first or self._looked or last_moment:
             self._looked = False
             self._plan(going)
@@ -78,22 +84,26 @@ class Pace:
 
     def seconds_per_step(self) -> float:
         """Over the later half of the steps: the machine's load changes, and batches differ in length."""
+        steps, seconds = self._steps[-1]
         # Half, not the last few: a single slow batch must not move the end of training.
-        half = sum(count for count, _ in self._steps) / 2
-        count = seconds = 0.0
-        for steps, took in reversed(self._steps):
-            count, seconds = count + steps, seconds + took
-            if count >= half and count >= TIMED_STEPS - 1:
-                break
-        return max(seconds / count, 1e-9)  # a clock that stood still must not mean endless steps
+        since = steps - max(steps / 2, TIMED_STEPS - 1)
+        # Searched, as it is asked at every step of what may be a hundred thousand.
+        count, took = self._steps[max(0, bisect_right(self._steps, (since, math.inf)) - 1)]
+        return max((seconds - took) / (steps - count), 1e-9)  # a clock that stood still must not mean endless steps
 
     def _plan(self, going: Sequence[TrialState]) -> None:
         each, left = self.seconds_per_step(), self.seconds_left()
         for trial in going:
+            decaying = not trial.can_extend if trial.from_money else bool(trial.progress.ending)
             look = Look(
-                trial.progress.step, trial.total_steps, not trial.can_extend, each, self._per_row, left,
+                trial.progress.step, trial.total_steps, decaying, each, self._per_row, left,
                 trial.settings.batch_size, min(self.validation_rows, trial.settings.validation_rows),
+                None if trial.from_money else trial.steps_between_validations,
             )  # fmt: skip
             total = max(trial.progress.step + 1, self.planner(look))
-            if trial.can_extend or (trial.can_shorten and total < trial.total_steps):
+            if not trial.from_money:
+                if total != trial.total_steps:
+                    self.cutting()
+                    trial.cut(total)
+            elif trial.can_extend or (trial.can_shorten and total < trial.total_steps):
                 trial.replan(total)

@@ -53,7 +53,8 @@ class Progress:
     average: str = ""
     """`decay` where the average of the decay's states was better than the best single state, and is what the trial ends with."""
     ending: str = ""
-    """`patience` where a training from money came to its decay because nothing got better any more."""
+    """Why its decay began before it was planned: `patience` where a training from money got no better any more, `budget` where
+    the money ends before a training whose length is set."""
     solution_seconds: float = 0.0
     """What solving took, without the features."""
     on_validation: bool = False

@@ -126,6 +126,16 @@ class TrialState:
         """Whether the end may still come nearer."""
         return self.schedule == "wsd" or not self.decaying
 
+    def cut(self, total_steps: int) -> None:
+        """Lets a training whose length is set end with the money, after so many steps; its rate falls from now on.
+
+        When that is may be told again, sooner or later: the rate never rises.
+        """
+        self.progress.ending = "budget"
+        total_steps = min(max(total_steps, self.progress.step + 1), self.progress.plan[0].total_steps)
+        if total_steps != self.total_steps:
+            self.progress.plan.append(Replan(self.progress.step, total_steps))
+
     def replan(self, total_steps: int) -> None:
         """Moves the end of training; what was trained stays as it is.
 
@@ -228,8 +238,12 @@ class TrialState:
             return False
         if self.from_money:
             return step >= self.total_steps or is_look(step)
-        every = max(1, self.batches_per_epoch // self.settings.validations_per_epoch)
-        return step % every == 0 or step >= self.total_steps
+        return step % self.steps_between_validations == 0 or step >= self.total_steps
+
+    @property
+    def steps_between_validations(self) -> int:
+        """Where its length is set."""
+        return max(1, self.batches_per_epoch // self.settings.validations_per_epoch)
 
     @property
     def look_rows(self) -> int:
@@ -259,11 +273,14 @@ class TrialState:
             self._end_by_patience()
 
     def _end_by_patience(self) -> None:
-        """At once; a training from money whose rate is still up comes to its decay first, which often brings what was missing."""
+        """At once; a training from money whose rate is still up comes to its decay first, which often brings what was missing.
+        One that ends already comes to its end."""
         progress = self.progress
+        if progress.ending:
+            return
         if not self.from_money or self.schedule != "wsd":
             progress.stopped = "patience"
-        elif not progress.ending:
+        else:
             progress.ending = "patience"
             decay = max(
                 1, round(DECAY_SHARE / (1 - DECAY_SHARE) * progress.step)
