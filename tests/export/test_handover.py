@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,24 @@ def test_an_import_remembers_how_it_was_tuned_and_which_rows_it_has_seen(backbon
     export_adapter(folder, tmp_path / "peft", "peft")
     import_peft(tmp_path / "peft", tmp_path / "again")
     assert facts.items() <= read_info(tmp_path / "again").items()
+
+
+def test_a_backbone_that_is_named_is_remembered_from_anywhere(
+    backbones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(backbones("llama"), tmp_path / "adapter", LoRA(rank=2))
+    moved = shutil.copytree(backbones("llama").name, tmp_path / "moved")
+    (folder / "adapter.json").write_text(json.dumps({**read_info(folder), "backbone": "/gone/since/then"}))
+    monkeypatch.chdir(tmp_path)
+    export_adapter(folder, Path("peft"), "peft", "moved")
+    import_peft(Path("peft"), Path("again"))
+    import_peft(Path("peft"), Path("named"), "moved")
+    merge_adapters([folder, folder], Path("both"), [0.5, 0.5], backbone_name="moved")
+    monkeypatch.chdir("/")
+    rows = [{"text": "w3 w9"}]
+    found = [predict_rows(open_adapter(tmp_path / name), rows)[0].probabilities for name in ("again", "named", "both")]
+    assert found[0] == found[1] == pytest.approx(found[2], abs=1e-4)
+    assert read_info(tmp_path / "both")["backbone"] == str(moved.resolve())
 
 
 def test_what_serves_what() -> None:

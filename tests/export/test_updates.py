@@ -81,6 +81,15 @@ def test_rounding_of_a_small_change_is_no_rank(backbone: Backbone, tmp_path: Pat
         assert (low.rank, low.lost) == (2, 0.0)
 
 
+def test_a_small_change_of_16_bit_weights_is_taken_whole(backbone: Backbone, tmp_path: Path) -> None:
+    folder = write(backbone, tmp_path / "a", [LoRA(rank=2)], size=1e-3)
+    half = load_backbone(backbone.name, dtype=torch.bfloat16)
+    fine, coarse = (updates_of(one, load_adapter(folder, one)).weights for one in (backbone, half))
+    for path, change in fine.items():
+        assert float((coarse[path] - change).norm() / change.norm()) < 0.01
+    assert low_rank_of(updates_of(half, load_adapter(folder, half)), half, 64).rank == 2
+
+
 def test_what_is_not_of_low_rank_loses_what_the_svd_says(backbone: Backbone, tmp_path: Path, reviews: Path) -> None:
     folder = write(backbone, tmp_path / "a", [IA3()])
     updates = updates_of(backbone, load_adapter(folder, backbone))

@@ -81,6 +81,11 @@ def test_half_a_picture_is_refused_by_name(form: str) -> None:
         open_picture(content[: len(content) // 2], "half a file")
 
 
+def test_what_is_no_picture_is_refused_without_its_place_in_memory() -> None:
+    with pytest.raises(UserError, match=r"^this is not a readable image: cannot identify image file\.$"):
+        open_picture(b"no picture", "this")
+
+
 def test_what_is_done_to_pictures_is_said_once(tmp_path: Path) -> None:
     for number in range(12):
         folder = tmp_path / "set" / ("a" if number % 2 else "b")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
 from dollartune.attachment.attached import Attached
+from dollartune.backbones.locate import from_anywhere
 from dollartune.backbones.own_head import need_known_head
 from dollartune.errors import UserError, unknown_name
 from dollartune.evaluate.labelled_rows import rows_of_file
@@ -139,7 +140,7 @@ def merge_adapters(
         for folder, weight, info in zip(folders, weights, infos, strict=True)
     ]
     info = {
-        "backbone": infos[0].get("backbone"),
+        "backbone": from_anywhere(backbone.name),
         "revision": backbone.revision,
         "weights_hash": backbone.weights_hash,
         "objective": backbone.objective,

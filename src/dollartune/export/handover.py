@@ -14,6 +14,7 @@ from dollartune.attachment.merging import unmergeable
 from dollartune.backbones.chat import template_in, template_of
 from dollartune.backbones.kind import default_objective
 from dollartune.backbones.loading import read_config
+from dollartune.backbones.locate import from_anywhere
 from dollartune.backbones.marks import decoder_start
 from dollartune.errors import UserError, unknown_name
 from dollartune.export import peft_format
@@ -87,6 +88,9 @@ def export_adapter(
     info = {**info, **({"study": facts} if (facts := study_facts(adapter_folder)) else {})}
     if license is not None:
         info["license"] = license.strip().lower()  # as the hub writes its names of licences
+    if backbone_name is not None:  # where it lies now; the folder that the adapter names may be gone
+        info["backbone"] = from_anywhere(backbone_name)
+        backbone = replace(backbone, name=info["backbone"])
     hashed = published and info.pop("rows_seen", None) is not None
     # A trial's conditions name the study's data by their path on this machine: no business of whoever gets the adapter.
     if isinstance(info.get("trial"), Mapping):
@@ -293,7 +297,7 @@ def import_peft(
     # peft's config says it; without, what the model was made for.
     objective = "classification" if config.get("task_type") == "SEQ_CLS" else default_objective(read_config(str(name)))
     info: dict[str, object] = {
-        "backbone": str(name),
+        "backbone": from_anywhere(str(name)),
         "objective": objective,
         "task": stored.get("task"),
         **{key: stored[key] for key in _KEPT if key in stored},

@@ -62,10 +62,10 @@ def updates_of(backbone: Backbone, adapter: Adapter) -> Updates:
         UserError: its change is no linear function of modules' inputs, or touches what no LoRA holds (biases, norms,
             embeddings).
     """
-    # A copy, because merging writes into the weights.
-    model = copy.deepcopy(backbone.model)
-    if any(is_quantized(module) for module in model.modules() if getattr(module, "weight", None) is not None):
+    if any(is_quantized(module) for module in backbone.model.modules() if getattr(module, "weight", None) is not None):
         raise UserError("updates are taken from weights that are not in 4 bits.", hint="Leave --quantize out.")
+    # A copy, because merging writes into the weights; in fp32, as those of 16 bits would round small updates away.
+    model = copy.deepcopy(backbone.model).float()
     merge(model, backbone.anatomy, adapter)
     anatomy = backbone.anatomy
     transposed = {site.exit: site.transposed for site in anatomy.sites if site.kind == "linear"}
@@ -77,12 +77,11 @@ def updates_of(backbone: Backbone, adapter: Adapter) -> Updates:
         if any(path == other or path.startswith(f"{other}.") for other in heads):
             head[name] = value.detach().float().cpu()
         # Bit for bit: what no edit touched is the same tensor's copy.
-        elif name in before and torch.equal(before[name], value):
+        elif name in before and torch.equal(before[name].float(), value):
             continue
         elif attribute == "weight" and path in transposed and name in before:
-            # (out, in), or (in, out) where the module stores it so; in fp32, as the difference of two bf16 weights has
-            # few digits.
-            change = (value.float() - before[name].float()).cpu()
+            # (out, in), or (in, out) where the module stores it so.
+            change = (value - before[name].float()).cpu()
             weights[path] = change.T if transposed[path] else change
         else:
             others.append(name)
@@ -136,10 +135,10 @@ def low_rank_of(updates: Updates, backbone: Backbone, most: int) -> FactoredUpda
 
 
 def _rounding(weight: Tensor) -> float:
-    """Singular values that rounding W + ΔW brings into ΔW: those of a random matrix whose entries are a unit in the last place
-    of W's, (√out + √in) times their size. A small update would else need the rank of its rounding."""
+    """Singular values that rounding W + ΔW to fp32 brings into ΔW: those of a random matrix whose entries are a unit in the last
+    place of W's, (√out + √in) times their size. A small update would else need the rank of its rounding."""
     size = weight.float().norm() / weight.numel() ** 0.5
-    return float(torch.finfo(weight.dtype).eps * size * sum(side**0.5 for side in weight.shape))
+    return float(torch.finfo(torch.float32).eps * size * sum(side**0.5 for side in weight.shape))
 
 
 @torch.no_grad()

@@ -56,7 +56,8 @@ def open_picture(content: bytes, where: str) -> Any:
     except Image.DecompressionBombError as error:
         raise UserError(f"{where} is not a readable image: it has too many pixels ({error}).") from error
     except DAMAGE as error:
-        raise UserError(f"{where} is not a readable image: {error or type(error).__name__}.") from error
+        why = str(error).partition(" <_io.")[0] or type(error).__name__  # without where it lies in memory
+        raise UserError(f"{where} is not a readable image: {why}.") from error
 
 
 def as_rgb(image: Any) -> Any:
