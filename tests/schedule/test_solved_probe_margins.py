@@ -37,7 +37,7 @@ def test_tokens_alone_are_of_as_many_rows_as_half_of_the_money_solves(
     asked: list[str] = []
     while trials := scheduler.to_measure():
         asked.append(trials[0].variant.build()[0].config.pooling)
-        scheduler.measured(trials[0], TrialCost(1, 20.0 if len(asked) == 1 else seconds, 0.0, 0.0, 0.0, 0.0))
+        scheduler.measured(trials[0], TrialCost(1, 15.0 if len(asked) == 1 else seconds, 0.0, 0.0, 0.0, 0.0))
     assert asked == ["deep", "none"]
     assert scheduler.state.probe_tokens == [0, None]
     tokens = hand.next().trials[0].variant.build()[0].config
@@ -67,16 +67,66 @@ def test_where_features_of_whole_rows_take_too_long_fewer_tokens_are_measured(by
     assert scheduler.state.probe_tokens == [0]
 
 
-@pytest.mark.parametrize(("seconds", "share"), [(2.0, 1.0), (53.5, 1.0), (107.0, 0.5), (2_000.0, 0.027), (None, 1.0)])
-def test_of_pictures_that_take_too_long_a_share_is_solved_on(by_hand: Any, seconds: float | None, share: float) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "shares"),
+    [(2.0, [1.0]), (53.5, [0.14, 1.0]), (107.0, [0.072, 0.5]), (2_000.0, [0.027]), (None, [1.0])],
+)
+def test_of_pictures_that_take_too_long_a_share_is_solved_on(
+    by_hand: Any, seconds: float | None, shares: list[float]
+) -> None:
     """Without words to count there is nothing else to begin with: all of them would take the money and leave no adapter."""
     hand = by_hand(100.0, methods=["linear_probe", "full"])
     (trial,) = hand.scheduler.to_measure()
     hand.scheduler.measured(trial, None if seconds is None else TrialCost(1, seconds, 0.0, 0.0, 0.0, 0.0))
     assert not hand.scheduler.to_measure()
-    first = hand.next().trials[0].variant.build()[0].config
-    assert first.rows_share == pytest.approx(share, abs=0.01)
-    hand.ran(hand.next(), 0.5, 1.0)
+    for share in shares:
+        config = hand.next().trials[0].variant.build()[0].config
+        assert config.rows_share == pytest.approx(share, abs=0.01)
+        hand.ran(hand.next(), 0.5, 1.0)
+    assert hand.next().trials[0].variant.group == "full"
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds", "scoring", "shares"),
+    [
+        (100.0, 14.0, 0.0, [1.0]),  # with the margin 18 s, of which 10 s are more than half
+        (100.0, 20.0, 0.0, [0.38, 1.0]),
+        (100.0, 20.0, 6.0, [0.15, 1.0]),  # validation rows come with the part
+        (100.0, 20.0, 9.9, [0.05, 1.0]),
+        (20.0, 7.0, 0.0, [1.0]),  # 9 s are soon enough
+        (20.0, 8.0, 0.0, [0.19, 1.0]),
+    ],
+)
+def test_a_part_of_the_pictures_comes_first_where_all_would_come_late(
+    by_hand: Any, budget: float, seconds: float, scoring: float, shares: list[float]
+) -> None:
+    hand = by_hand(budget, methods=["linear_probe", "full"])
+    hand.scheduler.measured(*hand.scheduler.to_measure(), TrialCost(1, seconds, 0.0, 0.0, scoring, 0.0))
+    for share in shares:
+        run = hand.next()
+        assert run.trials[0].variant.build()[0].config.rows_share == pytest.approx(share, abs=0.011)
+        hand.ran(run, 0.5, 1.0)
+    incumbent = hand.scheduler.history.incumbent()
+    assert incumbent.setting.rows_share == 1.0, "as good on the validation rows, and it knows more rows"
+    assert hand.scheduler.probe.next_run() is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(25.0, [(0, 1.0), (None, 0.31), (None, 1.0)]), (53.0, [(0, 1.0), (None, 1.0)])]
+)
+def test_a_part_of_texts_comes_after_tokens_alone_unless_it_says_no_more(
+    by_hand: Any, seconds: float, expected: list[tuple[int | None, float]]
+) -> None:
+    hand = by_hand(100.0, methods=["tfidf_probe", "full"])
+    asked = 0
+    while trials := hand.scheduler.to_measure():
+        asked += 1
+        hand.scheduler.measured(trials[0], TrialCost(1, seconds if asked == 1 else 1.0, 0.0, 0.0, 0.0, 0.0))
+    for tokens, share in expected:
+        config = hand.next().trials[0].variant.build()[0].config
+        assert (0 if config.pooling == "none" else config.first_tokens) == tokens
+        assert config.rows_share == pytest.approx(share, abs=0.01)
+        hand.ran(hand.next(), 0.5, 1.0)
     assert hand.next().trials[0].variant.group == "full"
 
 

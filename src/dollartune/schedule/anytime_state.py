@@ -119,6 +119,8 @@ class AnytimeState:
     """What the probe passes through the backbone, run by run (`Setting.tokens`); empty before that is decided."""
     probe_share: float = 1.0
     """Of the training rows, for those."""
+    part_share: float | None = None
+    """Of the training rows, where a part of them comes before those; None where they come at once."""
     tokens_share: float | None = None
     """Of the training rows, where tokens alone are counted; None before that is decided."""
     probe_tried: int = 0

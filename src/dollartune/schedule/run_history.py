@@ -52,8 +52,18 @@ class RunHistory:
         return [run for run in self.state.runs if run.stage not in ("probe", "early", "average")]
 
     def incumbent(self) -> Run | None:
-        """The best run so far, by its validation score; of equal ones the earlier."""
-        return self.best(self.state.runs)
+        """The best run so far, by its validation score; of equal ones the earlier, but of one probe that of more rows."""
+        best = self.best(self.state.runs)
+        if best is None or best.stage != "probe":
+            return best
+        alike = [
+            run
+            for run in self.state.runs
+            if replace(run.setting, rows_share=1.0) == replace(best.setting, rows_share=1.0)
+        ]
+        return max(
+            (run for run in alike if self.score(run) == self.score(best)), key=lambda run: run.setting.rows_share
+        )
 
     def best_trained(self) -> Run | None:
         return self.best([run for run in self.state.runs if run.steps is not None])

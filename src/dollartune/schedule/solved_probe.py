@@ -1,5 +1,7 @@
 """The first adapter: a head solved at once on the backbone's features, of as much of the rows as the money lets pass through it.
 
+a part of the rows, where an adapter of all of them would come late; then all, whose features are added to those of the part:
+
 whole rows ─ too long ─> first tokens of each ─ too long ─> first tokens of a share of the rows ─ too few ─> tokens are counted
 pictures ─── too long ─> a share of them, however few: there is nothing else to begin with
 """
@@ -46,6 +48,17 @@ LEAST_PICTURES_SHARE = 0.01
 SCORED_SHARE = 2.0
 """Times the share of the training rows, so much of the validation rows is scored: all of them beside a sixth of the training rows
 would take as long as these, and neither would be paid for."""
+PART_SHARE = 0.1
+"""Of the money that is left, after so much there should be an adapter that knows the backbone: where features of all rows take
+longer, a part of the rows is solved on first. Its validation rows are the same, so that the two can be compared."""
+LATE_SECONDS = 10.0
+"""Waiting less than that for all rows is not late, whatever the budget: a run of its own takes about a second beside features."""
+LARGEST_PART = 0.5
+"""Of the rows that are solved on in the end: a larger part comes hardly earlier."""
+LEAST_TEXTS_PART = 2 * LEAST_ROWS_SHARE
+"""Of texts, at whose share of `LEAST_ROWS_SHARE` the tokens alone, which are there by then, are as good."""
+LEAST_PICTURES_PART = 0.05
+"""Of pictures the part is at least so large, where their validation rows alone take a tenth of the money."""
 MORE_ROWS = 1.3
 """Times the rows that a probe was solved on, from which solving it again is worth the seconds: a third more rows are good for
 half a point or a point where rows are as few as that."""
@@ -105,16 +118,42 @@ class SolvedProbe:
         if not tokens_may_be_limited(self._variant):
             state.probe_tokens = [None]
             # Where nothing could be measured nothing is known, and it is all that there is to begin with.
-            return "" if cost is None or share == 1.0 else self._of_a_share("", max(share, LEAST_PICTURES_SHARE), cost)
+            if cost is None:
+                return ""
+            note = "" if share == 1.0 else self._of_a_share("", max(share, LEAST_PICTURES_SHARE), cost)
+            self._begin_with_a_part(left, cost, LEAST_PICTURES_PART, least_always=True)
+            return note
         if limit is None:
             if share == 1.0:
                 state.probe_tokens = [None] if seconds <= QUICK_SHARE * left else [0, None]
+                if cost is not None:
+                    self._begin_with_a_part(left, cost, LEAST_TEXTS_PART)
             return ""
         if cost is None or share < LEAST_ROWS_SHARE:
             state.probe_tokens = [0]
             return "the backbone is too slow for features in this budget: tokens are counted."
         state.probe_tokens = [0, limit]
-        return self._of_a_share(f"{limit} tokens of ", share, cost)
+        note = self._of_a_share(f"{limit} tokens of ", share, cost)
+        self._begin_with_a_part(left, cost, LEAST_TEXTS_PART)
+        return note
+
+    def _begin_with_a_part(self, left: float, cost: TrialCost, least: float, least_always: bool = False) -> None:
+        """Solves on a part of the rows before all of them, where these would come late.
+
+        Args:
+            left: seconds that all may be taken from.
+            least: share of the rows below which a part says too little.
+            least_always: whether that share is solved on even where it takes longer than it should.
+        """
+        state, seconds = self.state, PROBE_MARGIN * cost.seconds_per_step
+        if state.probe_share * seconds <= LATE_SECONDS:
+            return
+        scored = state.validation_rows / cost.validation_rows if state.validation_rows and cost.validation_rows else 1.0
+        part = (PART_SHARE * left - scored * cost.try_seconds) / seconds
+        part = max(part, least) if least_always else part
+        if least <= part <= LARGEST_PART * state.probe_share:
+            state.part_share = float(f"{part:.2g}")
+            state.probe_tokens.append(state.probe_tokens[-1])
 
     def _affordable_tokens(self, left: float, cost: TrialCost | None) -> float:
         """Share of the rows that are solved on where tokens alone are counted; the solution's seconds are all that it takes."""
@@ -138,10 +177,14 @@ class SolvedProbe:
         if len(run) >= len(wanted):
             return None
         tokens = wanted[len(run)]
-        setting = self._setting(tokens)
+        # the last but one where there is a part: tokens alone come before it, all rows after it
+        part = self.state.part_share is not None and len(run) == len(wanted) - 2
+        setting = self._setting(tokens, part)
         why = f"{self.history.words(setting)} first: it is fitted at once, on features that the backbone computes once."
         if tokens == 0:
             why = f"{self.history.words(setting)} first: it is fitted without the backbone, in seconds."
+        elif part:
+            why = f"{self.history.words(setting)}: of a part of the rows, as features of all would come late."
         elif run:
             why = f"{self.history.words(setting)}: now with the backbone's features of the rows."
         # The first adapter is not held back: without it there is nothing to hand over.
@@ -154,7 +197,8 @@ class SolvedProbe:
         outcome = self.history.outcome(last)
         if last.setting.rows_share == 1.0 or outcome.training_seconds <= 0:
             return None
-        affordable = last.setting.rows_share * seconds / (PLAN_MARGIN * outcome.training_seconds)
+        computed = last.setting.rows_share - (self.state.part_share or 0.0)  # the part's features were there
+        affordable = computed * seconds / (PLAN_MARGIN * outcome.training_seconds)
         share = min(1.0, float(f"{affordable:.2g}"))
         if share < MORE_ROWS * last.setting.rows_share:
             return None
@@ -175,6 +219,6 @@ class SolvedProbe:
     def _seed(self) -> int:
         return self.history.seeds(self.methods[0])[0]
 
-    def _setting(self, tokens: int | None) -> Setting:
-        share = (self.state.tokens_share or 1.0) if tokens == 0 else self.state.probe_share
-        return Setting(self.methods[0], tokens=tokens, rows_share=share)
+    def _setting(self, tokens: int | None, part: bool = False) -> Setting:
+        share = self.state.part_share if part else self.state.tokens_share if tokens == 0 else self.state.probe_share
+        return Setting(self.methods[0], tokens=tokens, rows_share=share or 1.0)
