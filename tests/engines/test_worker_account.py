@@ -256,8 +256,10 @@ def test_features_that_an_earlier_attempt_paid_for_are_its_own(clock: Clock) -> 
     driver: Any = SimpleNamespace(ledger=worker, paying=worker.innermost)
     rows = {KnownRow(torch.zeros(1), 4.0, name) for name in ("machine-b1", "of another study")}
     store: Any = SimpleNamespace(noting=lambda booking: nullcontext({*rows, KnownRow(torch.zeros(1), 1.0, booking())}))
+    no_cache = SimpleNamespace(state=SimpleNamespace(frozen_prefix=None))
+    context: Any = SimpleNamespace(features=store, attached=no_cache)
     account = FeatureAccount(driver)
-    with worker.book("tune", trial="a"), account.reading(store, [A]):
+    with worker.book("tune", trial="a"), account.reading(context, [A]):
         clock.now += 1.0
     assert account.seconds(A) == (9.0, 0.75 * 4.0 + 1.0)
     assert account.seconds(B) == (0.0, 0.0)

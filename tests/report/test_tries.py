@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from dollartune.report.tries import importances, places, tries_table
+from dollartune.trials.record import Cost
 
 
 def tried(number: int, score: float | None, **settings: Any) -> Any:
     label = f"lora({number})"
     trial = SimpleNamespace(label=label, group="lora", baseline=False, methods=[{"method": "lora", **settings}])
-    return SimpleNamespace(id=f"t{number}", trial=trial, validation_score=score, cost=SimpleNamespace(seconds=1.0))
+    return SimpleNamespace(id=f"t{number}", trial=trial, validation_score=score, cost=Cost(seconds=1.0))
 
 
 RECORDS = [tried(n, 0.5 + 0.04 * n, lr=10.0 ** (-5 + n % 6 / 2), rank=(2, 8)[n % 2], where="q") for n in range(9)]
@@ -25,6 +26,13 @@ def test_rows_hold_what_varies_best_first() -> None:
     assert [row["validation"] for row in rows] == sorted((row["validation"] for row in rows), reverse=True)
     assert {"lr", "rank"} <= set(rows[0])
     assert "where" not in rows[0], "one value tells nothing"
+
+
+def test_a_try_takes_what_it_would_take_alone() -> None:
+    """Outputs of frozen layers that an earlier try had left make no later one quicker."""
+    later = tried(9, 0.1, lr=1.0, rank=2, where="q")
+    later.cost = Cost(seconds=1.0, features_seconds=3.0, features_booked_seconds=0.5)
+    assert [row["seconds"] for row in tries_table([*RECORDS, later])] == [1.0] * 9 + [3.5]
 
 
 def test_numbers_stand_by_value_and_names_in_order() -> None:

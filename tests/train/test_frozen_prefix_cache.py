@@ -151,7 +151,7 @@ def test_what_does_not_fit_in_memory_is_kept_in_a_file(memory_bytes: int, attach
 def test_bf16_states_survive_the_file(attach: Any, tmp_path: Path) -> None:
     cache = FrozenPrefixCache(0, tmp_path)
     states = torch.randn(5, 8).bfloat16()
-    cache._store(b"key", states)
+    cache._store(b"key", states, 0.5, "a booking")
     assert torch.equal(cache._read(b"key"), states)
 
 
@@ -355,3 +355,48 @@ def test_states_that_find_no_place_on_the_disk_are_computed_again(
     assert cache.folder is None
     assert not cache._stored
     cache.clear()
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
+def test_what_states_took_is_noted_for_the_adapters_that_begin_with_them(name: str, attach: Any) -> None:
+    """Each row of each stack once, for whoever reads it, by the booking under which it was computed; nothing for others."""
+    backbone = tiny_backbone(name)
+    cache = remembering()
+    attached = attach(backbone, adapter_of(backbone, lowest_trained(backbone)), cache, "first")
+    attached.put("second", adapter_of(backbone, lowest_trained(backbone), seed=1))
+    attached.put("whole", adapter_of(backbone, "ia3"))
+    inputs = backbone.inputs(rows=5)
+
+    def pass_of(adapter: str, rows: slice) -> None:
+        with torch.no_grad(), attached.routed(adapter):
+            backbone.logits(attached, select(inputs, rows))
+
+    def noted(booking: str, *passes: tuple[str, slice]) -> dict[str, list[str]]:
+        with cache.noting(lambda: booking) as read:
+            for one in passes:
+                pass_of(*one)
+        return {adapter: sorted(states.booking for states in known) for adapter, known in read.items()}
+
+    stacks = 2 if name == "t5" else 1
+    pass_of("first", slice(0, 1))  # unpaid, as a look at what a method costs
+    assert noted("a", ("first", slice(0, 3)), ("first", slice(1, 3))) == {"first": [""] * stacks + ["a"] * 2 * stacks}
+    again = noted("b", ("second", slice(0, 4)), ("whole", slice(None)), ("first", slice(0, 1)))
+    assert again == {"second": [""] * stacks + ["a"] * 2 * stacks + ["b"] * stacks, "first": [""] * stacks}
+    with cache.noting(lambda: "c") as read:
+        pass_of("second", slice(0, 4))
+    assert all(states.seconds > 0 for states in read["second"])
+    pass_of("first", slice(None))
+    assert len(read["first"]) == 0, "and outside nothing is noted"
+
+
+def test_a_prompt_whose_row_found_no_room_is_computed_again(attach: Any) -> None:
+    backbone = tiny_backbone("llama")
+    adapter = adapter_of(backbone, "lora(rank=2, layers='last 1')")
+    cache = remembering(memory_bytes=0)
+    plain, fast = attach(backbone, adapter, None), attach(backbone, adapter, cache, "b")
+    ids = torch.randint(0, 90, (2, 7))
+    prompt = {"input_ids": ids[:, :4], "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    with torch.no_grad(), plain.routed("a"), fast.routed("b"):
+        fast(prompt_lengths=torch.tensor([4, 4]), input_ids=ids, attention_mask=torch.ones(2, 7, dtype=torch.long))
+        wanted, given = backbone.logits(plain, prompt), backbone.logits(fast, prompt)
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)

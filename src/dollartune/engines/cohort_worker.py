@@ -134,7 +134,7 @@ class CohortWorker:
         if cohort.purpose == "evaluate":
             self.writer.features.begin((trial, self.driver.read(trial.identifier).cost) for trial in cohort.trials)
             for trial in cohort.trials:
-                with self.writer.features.reading(context.features, [trial]):
+                with self.writer.features.reading(context, [trial]):
                     test = self.scorer.score_stored(cohort, trial, context)
                 self.writer.evaluated(trial, test)
             return
@@ -155,7 +155,7 @@ class CohortWorker:
                     continue
                 state = states.get(trial.identifier)
                 try:
-                    with self.writer.features.reading(context.features, [trial]):
+                    with self.writer.features.reading(context, [trial]):
                         scores = self.scorer.score(cohort, trial, context, state)
                     adapter = self.writer.adapter(cohort, trial, context, state, scores)
                     cost = self.writer.cost(trial)  # before the extra metrics, which the method pays and not the trial
@@ -284,7 +284,7 @@ class CohortWorker:
         with (
             PeakMemory() as peak,
             # Around the booking: what it comes to is known at its end.
-            self.writer.features.reading(context.features, cohort.trials),
+            self.writer.features.reading(context, cohort.trials),
             self.ledger.book("tune", shares=shares),
             self.limits.until_spent(cohort.trials[0], "in the middle of a step of the tuning"),
         ):

@@ -47,13 +47,13 @@ class RecordWriter:
         seconds, dollars = (sums.get(trial.identifier, 0.0) for sums in (booked.by_trial, booked.dollars_by_trial))
         cost = Cost(seconds=seconds, dollars=dollars, price_per_hour=self.ledger.price_per_hour)
         read, of_these = self.features.seconds(trial)
-        if not read:  # most methods read none, and their records say nothing of it
+        if not read:  # many methods read none, and their records say nothing of it
             return cost
         return cost.model_copy(update={"features_seconds": read, "features_booked_seconds": of_these})
 
     def whole_cost(self, trial: Trial) -> Cost:
-        """The same with the trials that it goes on from or is averaged with, and with features that were there already, as its
-        adapter says it."""
+        """The same with the trials that it goes on from or is averaged with, and with what the frozen backbone gave for others
+        before, as its adapter says it."""
         return self.cost(trial).plus(part.cost for part in made_of(trial, self._left))
 
     def _left(self, trial: str) -> TrialRecord | None:

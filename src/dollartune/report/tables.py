@@ -158,8 +158,8 @@ def leaderboard(board: Board) -> Table:
         notes.append("What goes on from another trial, or is averaged with one, has cost what that one has cost too.")
     if any(record.cost.earlier_seconds for entry in listed for record in entry.records):
         notes.append(
-            "Features of the frozen backbone that were there already cost what they took when they were computed, for another "
-            "trial or by an earlier study."
+            "Features of the frozen backbone that were there already, and outputs of its frozen layers, cost what they took when "
+            "they were computed, for another trial or by an earlier study."
         )
     if written:
         notes.append(
@@ -404,7 +404,13 @@ def ablation(changes: Sequence[AblationRow]) -> Table | None:
         "Trained parameters left",
     )
     return Table("Ablations", headings, rows, frozenset({3, 4, 5, 6}), tuple(row.whole.series for row in changes),
-                 notes=("An interval that reaches over 0 means that the change may be luck.",))  # fmt: skip
+                 notes=(_ABLATION_NOTE,))  # fmt: skip
+
+
+_ABLATION_NOTE = (
+    "An interval that reaches over 0 means that the change may be luck. Each holds for itself: of twenty changes that do nothing "
+    "about one has an interval beside 0. With one seed it ignores variation between seeds."
+)
 
 
 def _with_span(row: AblationRow) -> str:

@@ -10,6 +10,9 @@ up to a limit, then in a file without a name, which the system removes however t
 
 There is nothing to store where the backbone uses its own dropout, where the first layer is edited already, or where every row
 is passed once.
+
+Trials after the first get for nothing what each of them would have to pay for alone: `noting` tells what it took, as that of
+features does.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -32,6 +38,7 @@ from dollartune.train.distributed import processes
 from dollartune.train.free_memory import free_host_bytes
 
 if TYPE_CHECKING:
+    from dollartune.attachment.attached import Attached
     from dollartune.attachment.routed_model import RoutedModel
     from dollartune.attachment.routing import Assignment
     from dollartune.train.batching import Batch
@@ -61,6 +68,18 @@ class _InFile:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class KnownStates:
+    """What leaves the frozen prefix for one row in one stack."""
+
+    states: Tensor | _InFile
+    """(real tokens, d_model)"""
+    seconds: float
+    """What they took when they were computed: an equal part of their batch."""
+    booking: str
+    """Of the study's ledger, which paid for them; empty where nothing was booked."""
+
+
 class FrozenPrefixCache:
     """States of one backbone.
 
@@ -76,10 +95,26 @@ class FrozenPrefixCache:
         """Whether rows that are new now will be seen again: then they are stored, else only what is stored already is used."""
         self.memory_used = self.disk_used = self.disk_bytes = 0
         self.computed_tokens = self.reused_tokens = 0
-        self._stored: dict[bytes, Tensor | _InFile] = {}
+        self._stored: dict[bytes, KnownStates] = {}
         self._prefixes: dict[bytes, tuple[bytes, int]] = {}
         """Key of a prompt -> key of the longer row that begins with it, and the prompt's tokens."""
         self._file: IO[bytes] | None = None
+        self._read_by: dict[str, set[KnownStates]] | None = None
+        self._booking: Callable[[], str] = str
+
+    @contextmanager
+    def noting(self, booking: Callable[[], str]) -> Iterator[Mapping[str, set[KnownStates]]]:
+        """Gives, by name of the adapter, the states that its passes inside began with, each once.
+
+        Args:
+            booking: by which what is computed inside is paid, asked when that begins.
+        """
+        read_by: dict[str, set[KnownStates]] = defaultdict(set)
+        self._read_by, self._booking = read_by, booking
+        try:
+            yield read_by
+        finally:
+            self._read_by, self._booking = None, str
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -102,7 +137,7 @@ class FrozenPrefixCache:
         return {stack: count for stack, count in shared.items() if count}
 
     def states(
-        self, attached: RoutedModel, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
+        self, attached: Attached, inputs: Mapping[str, Any], prompt_lengths: Tensor | None
     ) -> tuple[dict[str, int], dict[str, Tensor]] | None:
         """Layers of the current route's frozen prefix and its states (rows, tokens, d_model) by stack; None: compute plainly."""
         counts = self.layers(attached, attached.state.route)
@@ -121,6 +156,8 @@ class FrozenPrefixCache:
         if len(new) == len(next(iter(keys.values()))) and not self.reuse:
             return None  # nothing to gain
         fresh = self._compute(attached, counts, tensors, new, keys, prompt_lengths) if new else {}
+        routed = [one.adapter for one in attached.state.route]
+        self._note((name for name, one in attached.adapters.items() if any(one is other for other in routed)), keys)
         device = next(iter(tensors.values())).device
         states = {}
         for stack, row_keys in keys.items():
@@ -132,12 +169,24 @@ class FrozenPrefixCache:
         widths = _widths(tensors, attached.anatomy.kind)
         return counts, {stack: _widened(one, widths.get(stack)) for stack, one in states.items()}
 
-    def fill(self, attached: RoutedModel, counts: LayerCounts, batch: Batch) -> None:
-        """Computes and stores what a batch lacks."""
+    def fill(self, attached: RoutedModel, counts: LayerCounts, batch: Batch, adapters: Iterable[str]) -> None:
+        """Computes and stores what a batch lacks, for the adapters of these names."""
         counts = {stack: count for stack, count in counts.items() if count}
         keys = _keys(batch.inputs, counts, attached.anatomy.kind)
         if new := self._new(keys):
             self._compute(attached, counts, batch.inputs, new, keys, batch.prompt_lengths)
+        self._note(adapters, keys)
+
+    def _note(self, adapters: Iterable[str], keys: Mapping[str, list[bytes]]) -> None:
+        if self._read_by is None:
+            return
+        # What found no room is computed again each time, by whoever needs it.
+        every = {
+            key if key in self._stored else self._prefixes.get(key, (key, 0))[0] for k in keys.values() for key in k
+        }
+        known = {self._stored[key] for key in every if key in self._stored}
+        for name in adapters:
+            self._read_by[name] |= known
 
     def _new(self, keys: Mapping[str, list[bytes]]) -> list[int]:
         """Rows of which not all is stored."""
@@ -158,6 +207,8 @@ class FrozenPrefixCache:
         index = torch.tensor(rows, device=next(iter(tensors.values())).device)
         part = _trimmed({name: tensor[index] for name, tensor in tensors.items()})
         computed: dict[bytes, Tensor] = {}
+        prompts: dict[bytes, tuple[bytes, int]] = {}
+        booking, started = self._booking(), time.perf_counter()
         for stack, states in run_frozen_prefix(attached, counts, part).items():
             lengths = _lengths(part, stack, attached.anatomy.kind)
             for index_in_part, row in enumerate(rows):
@@ -165,28 +216,35 @@ class FrozenPrefixCache:
                 one = one if lengths is None else one[: lengths[index_in_part]]  # (real tokens, d_model)
                 one = one.to("cpu", copy=True)  # a view would keep the whole batch alive
                 computed[keys[stack][row]] = one
-                self._store(keys[stack][row], one)
                 self.computed_tokens += one.shape[0]
                 # a decoder's states of a prompt do not know the answer behind it, so scoring finds them by the prompt alone
                 if attached.anatomy.kind == "decoder" and prompt_lengths is not None:
                     length = int(prompt_lengths[row])
                     prompt = _digest(stack, counts[stack], _bytes(part["input_ids"][index_in_part, :length]))
-                    if prompt not in self._stored:
-                        self._prefixes[prompt] = keys[stack][row], length
+                    prompts[prompt] = keys[stack][row], length
+        # After the last copy to the host, which a GPU's work has to come before.
+        each = (time.perf_counter() - started) / max(1, len(computed))
+        for key, one in computed.items():
+            if key not in self._stored:  # of two stacks one may have found room
+                self._store(key, one, each, booking)
+        self._prefixes |= {
+            prompt: of for prompt, of in prompts.items() if prompt not in self._stored and of[0] in self._stored
+        }
         return computed
 
     # Memory and disk
 
-    def _store(self, key: bytes, states: Tensor) -> None:
+    def _store(self, key: bytes, states: Tensor, seconds: float, booking: str) -> None:
         size = states.numel() * states.element_size()
         if self.memory_used + size <= self.memory_bytes:
-            self._stored[key] = states
+            self._stored[key] = KnownStates(states, seconds, booking)
             self.memory_used += size
             return
         # What finds no room is computed again each time.
         if self.folder is None or not self._write(states.contiguous().view(torch.uint8).numpy().tobytes(), self.folder):
             return
-        self._stored[key] = _InFile(self.disk_used, (states.shape[0], states.shape[1]), states.dtype)
+        place = _InFile(self.disk_used, (states.shape[0], states.shape[1]), states.dtype)
+        self._stored[key] = KnownStates(place, seconds, booking)
         self.disk_used += size
 
     def _write(self, data: bytes, folder: Path) -> bool:
@@ -211,7 +269,7 @@ class FrozenPrefixCache:
         length = None
         if key not in self._stored:
             key, length = self._prefixes[key]
-        states = self._stored[key]
+        states = self._stored[key].states
         if isinstance(states, _InFile):
             assert self._file is not None
             self._file.seek(states.offset)

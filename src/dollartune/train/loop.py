@@ -331,7 +331,7 @@ class CohortTrainer:
             waits = self.pace is not None and trials[0].from_money
             if passes <= 1 and (waits or not self.frozen_prefix.reuse):
                 continue
-            started = time.perf_counter()
+            started, names = time.perf_counter(), [trial.name for trial in trials]
             computed = self.frozen_prefix.computed_tokens
             for train in {id(trial.train): trial.train for trial in trials}.values():
                 batches = (
@@ -345,7 +345,7 @@ class CohortTrainer:
                 for batch in chain(batches, self.validation):
                     if self.out_of_time():
                         return
-                    self.frozen_prefix.fill(self.attached, counts, batch.to(self.backbone.device))
+                    self.frozen_prefix.fill(self.attached, counts, batch.to(self.backbone.device), names)
             for trial in trials:
                 self._prefix_known.add(trial.name)
                 trial.progress.frozen_prefix_layers = counts

@@ -200,8 +200,8 @@ class Memory(_Section):
 
 
 class Cost(_Section):
-    """Booked for this trial: tuning, evaluation, export. What it goes on from is not in it (`whole_cost`), nor are features that
-    were there already: who has only this trial to pay for has to pay for those too."""
+    """Booked for this trial: tuning, evaluation, export. What it goes on from is not in it (`whole_cost`), nor are features, and
+    outputs of frozen layers, that were there already: who has only this trial to pay for has to pay for those too."""
 
     seconds: float = 0.0
     # At the price of the moment of booking: a later price changes nothing that was paid.
@@ -209,7 +209,8 @@ class Cost(_Section):
     price_per_hour: float = 0.0
     """Dollars; 0 where no price was given."""
     features_seconds: float = 0.0
-    """What the features of the frozen backbone that it read took when they were computed: for it, or before it."""
+    """What features of the frozen backbone, and outputs of its frozen layers, that it read took when they were computed: for it,
+    or before it."""
     features_booked_seconds: float = 0.0
     """Of those, what is in `seconds`."""
 
