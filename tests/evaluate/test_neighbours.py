@@ -22,6 +22,10 @@ KINDS = {
     "states": "mamba",
     "states without a mask": "rwkv",
     "two stacks": "t5",
+    "two stacks, places counted by padding": "m2m_100",
+    "two stacks with windows": "t5gemma",
+    "two stacks, a window on one side": "led",
+    "two stacks with experts": "nllb_moe",
 }
 BATCHES = (1, 8)
 """Nine rows: in batches of 8 they are all lengths around a window, and one is left over."""

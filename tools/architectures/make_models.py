@@ -278,6 +278,9 @@ RECIPES: dict[str, Recipe] = {
     "blenderbot": two_stacks("BlenderbotConfig"),
     "t5": t5_like("T5Config"),
     "umt5": t5_like("UMT5Config"),
+    "mt5": t5_like("MT5Config"),
+    "blenderbot_small": two_stacks("BlenderbotSmallConfig"),
+    "nllb_moe": two_stacks("NllbMoeConfig", num_experts=4, encoder_sparse_step=2, decoder_sparse_step=2),
     "longt5": t5_like("LongT5Config", local_radius=8),
     # vision
     "vit": vision("ViTConfig", **PICTURE, num_labels=3),
