@@ -1,6 +1,8 @@
 """Numbers as people read them."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +82,15 @@ def test_what_rounds_to_a_unit_is_one() -> None:
     assert [numbers.size(value) for value in (999_400, 999_600, 999_950_000)] == ["999 kB", "1 MB", "1 GB"]
     assert [numbers.short_count(value) for value in (999, 999_400, 999_700)] == ["999", "999 k", "1 M"]
     assert (numbers.rows(1), numbers.rows(2)) == ("1 training row", "2 training rows")
+
+
+def test_shares_are_written_in_one_way() -> None:
+    """`84 %`, never `84%`, and no 0.997 as 100: Python's own percentages round onto the ends of the scale."""
+    root = Path(numbers.__file__).parent
+    by_hand = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in sorted(root.rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if re.search(r":\.\d%\}", line)
+    ]
+    assert not by_hand

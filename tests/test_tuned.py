@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from dollartune.config import StudySettings
 from dollartune.engines.display import Display
 from dollartune.errors import UserError
 from dollartune.evaluate.doubts import doubts
+from dollartune.evaluate.row_outcomes import RowOutcomes, row_outcomes
 from dollartune.export.opening import open_adapter
 from dollartune.study.results import Results
 from dollartune.study_file import load_study
-from dollartune.tuned import OldAndNew, TunedAdapter, old_and_new, tuning_settings
+from dollartune.tuned import OldAndNew, TunedAdapter, _told_apart, old_and_new, tuning_settings
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +202,31 @@ def test_tune_chooses_a_backbone_and_hands_over(rows: list[dict[str, str]], tmp_
 
 
 @pytest.mark.parametrize(
-    ("new", "word"),
-    [(0.9134, "unchanged"), (0.93, "higher, and the intervals overlap"), (0.99, "higher"), (0.6, "lower")],
+    ("new", "told", "word"),
+    [
+        (0.9134, False, "unchanged"),
+        (0.93, False, "higher, which luck with the rows can explain"),
+        (0.99, True, "higher, more than luck with the rows explains"),
+        (0.6, None, "lower; how sure that is cannot be said"),
+    ],
 )
-def test_an_adapter_is_no_better_than_its_interval_says(new: float, word: str) -> None:
-    one = OldAndNew(100, "accuracy", 0.9132, new, (0.85, 0.95), (new - 0.05, new + 0.05), (), True)
+def test_an_adapter_is_no_better_than_the_rows_say(new: float, told: bool | None, word: str) -> None:
+    one = OldAndNew(100, "accuracy", 0.9132, new, (0.85, 0.95), (new - 0.05, new + 0.05), (), told, True)
     assert one.sentence.endswith(f"now ({word}).")
     assert "which neither was tuned on" in one.sentence
     assert "neither" not in replace(one, unseen=False).sentence, "an adapter that does not say which rows it saw"
+
+
+@pytest.mark.parametrize(("better", "worse", "told"), [(12, 0, True), (7, 5, False), (0, 12, True), (3, 0, False)])
+def test_two_adapters_are_told_apart_by_the_rows_that_differ(better: int, worse: int, told: bool) -> None:
+    """Of 200 rows on which most answers are alike: intervals of the two scores overlap in each of these."""
+
+    def rows(right: Callable[[int], bool]) -> RowOutcomes:
+        stored = [{"predicted": "a" if right(n) else "b", "expected": "a", "correct": right(n)} for n in range(200)]
+        return row_outcomes(stored, "accuracy")
+
+    old = rows(lambda n: better <= n < 180)
+    new = rows(lambda n: n < 180 - worse)
+    assert _told_apart("accuracy", [old, new]) is told
+    assert _told_apart("auc:a", [old, new]) is None
+    assert _told_apart("accuracy", [rows(lambda n: True).first(1), rows(lambda n: False).first(1)]) is None

@@ -128,7 +128,7 @@ def test_a_setting_is_listed_by_its_longest_run_and_a_short_one_says_its_steps()
     lines = standings(Records(ours, *seeds), ours)  # type: ignore[arg-type]
     assert [line.split("  ")[0] for line in lines[1:3]] == ["full", "ia3, 2 runs"]
     assert "0.750 ± 0.030" in lines[2]
-    assert "18.0 s" in lines[2]
+    assert "9.0 s" in lines[2], "of one run: more seeds make no setting dearer"
 
 
 @pytest.mark.parametrize("score", [0.85, 0.81])
@@ -145,7 +145,7 @@ def test_features_that_were_there_already_make_nothing_cheap() -> None:
     cost = {"seconds": 1.0, "features_seconds": 39.0}
     lines = standings(Records(record("b", "linear_probe", 0.85, 1.0, cost=cost), ours), ours)  # type: ignore[arg-type]
     assert not any("of the money" in line for line in lines)
-    assert any(line.startswith("linear_probe ") and "40.0 s" in line for line in lines)
+    assert any(line.startswith("linear_probe ") and "40 s" in line for line in lines)
 
 
 # One folder, one adapter

@@ -19,7 +19,7 @@ from dollartune.budget.limit import priced_budget
 from dollartune.budget.prices import find_price
 from dollartune.errors import UserError
 from dollartune.evaluate.labelled_rows import rows_of_task, without_seen
-from dollartune.evaluate.predict import evaluate_rows, predict_rows, rows_of_texts
+from dollartune.evaluate.predict import evaluate_row_by_row, predict_rows, rows_of_texts
 from dollartune.export.opening import open_adapter, stored_task
 from dollartune.export.other_backbone import located, stored_backbone
 from dollartune.files import write_atomically
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from dollartune.engines.display import Display
     from dollartune.evaluate.predict import Tuned
+    from dollartune.evaluate.row_outcomes import RowOutcomes
     from dollartune.study.results import Results
     from dollartune.trials.record import TrialRecord
 
@@ -111,12 +112,6 @@ class TunedAdapter:
         return f"TunedAdapter({self.method}, {score}, in {self.folder})"
 
 
-def _within(value: float, interval: tuple[float | None, float | None]) -> bool:
-    """Whether an interval that is known has a value in it."""
-    low, high = interval
-    return low is not None and high is not None and low <= value <= high
-
-
 @dataclass(frozen=True)
 class OldAndNew:
     """An adapter and the one that began with it, on the same test rows."""
@@ -128,6 +123,9 @@ class OldAndNew:
     old_interval: tuple[float | None, float | None]
     new_interval: tuple[float | None, float | None]
     notes: tuple[str, ...]
+    told_apart: bool | None
+    """Whether the paired test of these rows says that one is better; None where the measure has no value per row, or the rows are
+    one, or all of one group."""
     unseen: bool
     """Whether both say which rows they were tuned on, so that none of these is among them."""
 
@@ -142,8 +140,12 @@ class OldAndNew:
         )
         old, new = numbers.score(self.old), numbers.score(self.new)
         word = "unchanged" if old == new else "higher" if change > 0 else "lower"
-        if old != new and (_within(self.old, self.new_interval) or _within(self.new, self.old_interval)):
-            word += ", and the intervals overlap"
+        if old != new:
+            word += {
+                True: ", more than luck with the rows explains",
+                False: ", which luck with the rows can explain",
+                None: "; how sure that is cannot be said",
+            }[self.told_apart]
         return f"{self.metric} on the same {self.rows} test rows, {seen}: {old} before, {new} now ({word})."
 
 
@@ -372,12 +374,27 @@ def old_and_new(old: Path, new: Path, study: Study) -> OldAndNew | None:
         labelled = without_seen(now, labelled, False, task.name)
     except UserError:
         return None
-    evaluations = [evaluate_rows(tuned, labelled, settings.evaluation.batch_size) for tuned in (before, now)]
-    metric = before.task.metric
+    made = [evaluate_row_by_row(tuned, labelled, settings.evaluation.batch_size) for tuned in (before, now)]
+    evaluations, metric = [scores for scores, _ in made], before.task.metric
     unknown = (None, None)
     first, second = (one["intervals"].get(metric, unknown) for one in evaluations)
     return OldAndNew(
         len(labelled.examples), metric, evaluations[0]["scores"][metric], evaluations[1]["scores"][metric],
-        first, second, tuple(dict.fromkeys(labelled.notes)),
+        first, second, tuple(dict.fromkeys(labelled.notes)), _told_apart(metric, [rows for _, rows in made]),
         before.rows_seen is not None and now.rows_seen is not None,
     )  # fmt: skip
+
+
+def _told_apart(metric: str, rows: Sequence[RowOutcomes]) -> bool | None:
+    """Whether two adapters differ by more than luck with the rows, which both were asked."""
+    from dollartune.evaluate.row_outcomes import measure_of
+    from dollartune.evaluate.seed_outcomes import seed_outcomes
+    from dollartune.stats import compare
+    from dollartune.stats.intervals import units_of
+
+    measure = measure_of(metric)
+    one, other = (None, None) if measure is None else (seed_outcomes(measure, [each]) for each in rows)
+    if one is None or other is None or units_of(one) == 1:
+        return None
+    # Two adapters as they are, and not their methods: other seeds are no question here.
+    return compare({"old": one, "new": other}, seedless=("old", "new")).winner is not None

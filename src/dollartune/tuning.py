@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dollartune import format as numbers
@@ -306,23 +307,27 @@ class _Standing:
     def of(
         cls, records: Sequence[TrialRecord], label: str, handed_over: TrialRecord, known: Mapping[str, TrialRecord]
     ) -> _Standing:
-        """Of one run, or of several seeds: their mean, and what they cost together, with the runs that they are averaged with.
+        """Of one run, or of several seeds: their mean, and what one of them cost on average, with the run that it is averaged
+        with. What all seeds cost together would make a setting dearer for having been tried more often.
 
         Args:
             known: all records, by identifier.
         """
         one = next((record for record in records if record.id == handed_over.id), records[0])
         scores = [record.validation_score for record in records if record.validation_score is not None]
-        cost = whole_cost(records, known)
+        costs = [whole_cost([record], known) for record in records]
+        seconds, dollars = fmean(cost.seconds for cost in costs), [cost.known_dollars for cost in costs]
         validation, test = one.validation, one.test
         return cls(
             label,
-            sum(scores) / len(scores) if scores else None,
+            fmean(scores) if scores else None,
             0.0 if validation is None else validation.standard_error or _error(one, validation.examples),
             0 if validation is None else validation.examples,
             "" if test is None else f"{numbers.score(test.score)} ({test.examples})",
-            cost.seconds,
-            numbers.dollars(cost.dollars) if cost.price_per_hour else f"{cost.seconds:.1f} s",
+            seconds,
+            numbers.seconds(seconds)
+            if None in dollars
+            else numbers.dollars(fmean(one for one in dollars if one is not None)),
             one.id == handed_over.id,
         )
 
@@ -367,12 +372,12 @@ def standings(store: Store, handed_over: TrialRecord) -> list[str]:
     lines = [_Standing.of(alike, label, handed_over, known) for alike, label in _longest(records)]
     lines.sort(key=lambda one: -1.0 if one.validation is None else one.validation, reverse=True)
     wide = max((len(one.label) for one in lines), default=0)
-    printed = [f"{handed_over.metric:{wide}}  {'validation':>14}  {'test (rows)':>13}  {'cost':>9}"]
+    printed = [f"{handed_over.metric:{wide}}  {'validation':>14}  {'test (rows)':>13}  {'cost a run':>10}"]
     for one in lines:
         score = "" if one.validation is None else numbers.score(one.validation)
         score += f" ± {numbers.score(one.error)}" if one.error else ""
         mark = "  handed over" if one.handed_over else ""
-        printed.append(f"{one.label:{wide}}  {score:>14}  {one.test:>13}  {one.cost:>9}{mark}")
+        printed.append(f"{one.label:{wide}}  {score:>14}  {one.test:>13}  {one.cost:>10}{mark}")
     printed += [f"{record.trial.label:{wide}}  not tuned: {record.error.message}" for record in _over_limits(store)]
     ours = next((one for one in lines if one.handed_over), None)
     return [*printed, *(_cheaper(lines, ours) if ours is not None else ())]

@@ -61,7 +61,7 @@ def test_a_killed_search_ends_as_an_unbroken_one(study_of: Any, tmp_path: Path) 
     finally:
         command.kill()
     out = finish("run", str(broken), "--no-report")
-    assert "is the best of 4 settings tried" in out
+    assert "scored highest on the validation rows, of 4 settings tried" in out
     assert found(broken) == found(whole)
     lines = [json.loads(line) for line in (tmp_path / "broken" / "results" / "ledger.jsonl").read_text().splitlines()]
     pieces = [(line["session"], line["number"]) for line in lines if "number" in line]

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dollartune.errors import UserError
 from dollartune.evaluate.answers_file import AnswersFile
 from dollartune.evaluate.evaluation import Prediction
 from dollartune.evaluate.labelled_rows import rows_of_file, rows_of_task
-from dollartune.evaluate.predict import evaluate_rows, predict_file, read_rows
+from dollartune.evaluate.predict import _chance, evaluate_rows, predict_file, read_rows
 from dollartune.export.opening import open_adapter, stored_task
 from dollartune.methods.stored_adapter import task_facts
 from dollartune.study.api import Study
@@ -361,3 +362,19 @@ def test_two_at_once_do_not_write_one_file(tmp_path: Path) -> None:
     with first.open() as stream:
         stream.write("{}\n")
     assert AnswersFile(tmp_path / "out.jsonl", [], [], False).begin(SOURCE, restart=False) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "constant"),
+    [("accuracy", 0.55, 0.6), ("accuracy", 0.61, None), ("f1", 0.3, 0.375), ("f1", 0.4, None), ("f1:a", 0.1, None)],
+)
+def test_a_score_that_may_be_chance_is_called_so(metric: str, low: float, constant: float | None) -> None:
+    """Of 60 rows of one class and 40 of another, by the measure of the task."""
+    task: Any = SimpleNamespace(metric=metric)
+    rows: Any = [SimpleNamespace(label="a" if n < 60 else "b") for n in range(100)]
+    between: Any = SimpleNamespace(low=low)
+    said = _chance(task, rows, between)
+    told = None if constant is None else f"always saying 'a' would score {constant:.4f} on these rows"
+    assert said is None if told is None else told in (said or "")
+    assert _chance(task, rows[:60], between) is None, "rows of one class have no other answer"
+    assert _chance(task, rows, None) is None

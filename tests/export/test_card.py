@@ -295,3 +295,25 @@ def test_facts_of_a_card_are_not_rounded_before_they_are_written(tmp_path: Path)
     record["test"]["score"] = 0.99998
     other.write_text(json.dumps(record))
     assert "| majority | 0.99998 |" in write_card({"study": study_facts(folder)}, "one")
+
+
+def test_dollars_of_a_baseline_are_those_of_one_trial(tmp_path: Path) -> None:
+    """A mean over its seeds, as its score is and as leaderboards have it; unknown where one of them had no price."""
+    folder = adapter(tmp_path, "llama", "language")
+    trials = folder.parent.parent
+
+    def written(name: str, seed: int, dollars: float, price: float) -> None:
+        record = json.loads((trials / "five" / "record.json").read_text())
+        record["trial"]["seed"] = seed
+        record["test"]["score"] = 0.5 + seed / 10
+        record["cost"] = {"seconds": 36.0, "dollars": dollars, "price_per_hour": price}
+        (trials / name).mkdir(exist_ok=True)
+        (trials / name / "record.json").write_text(json.dumps(record))
+
+    written("five", 0, 0.04, 4.0)
+    written("seven", 1, 0.02, 2.0)
+    assert "| zero_shot | 0.5500 | $0.030 |" in write_card({"study": study_facts(folder)}, "one")
+    written("eight", 2, 0.0, 0.0)
+    text = write_card({"study": study_facts(folder)}, "one")
+    assert "| zero_shot | 0.6000 | no price given |" in text
+    assert "those of one trial" in text

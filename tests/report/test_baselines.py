@@ -150,3 +150,15 @@ def test_status_and_report_say_the_same_of_what_was_spent(tmp_path: Path) -> Non
     in_report = {one.account: one.share_of_budget for one in by_method(contents)}
     assert in_status == pytest.approx({name: share for name, share in in_report.items() if share is not None})
     assert in_report["majority"] is None
+
+
+def test_the_command_line_finds_no_winner_where_the_report_finds_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dollartune.cli.results import show_results
+
+    results, board = study(tmp_path, Made("lora", 0.26), Made("bitfit", 0.25))
+    show_results(results)
+    said = " ".join(capsys.readouterr().out.split())
+    assert headline(board) in said
+    assert "is the best of" not in said

@@ -389,3 +389,26 @@ def test_a_seed_whose_loss_on_general_text_is_no_number_says_nothing(tmp_path: P
     assert full is not None
     assert len(full.forgotten) == 2
     assert forgetting_table(board) is not None
+
+
+def test_a_request_costs_the_same_in_every_table(tmp_path: Path) -> None:
+    """A mean over seeds, each at the price of its own time; unknown where one of them had no price."""
+    results = make_study(tmp_path, MadeStudy(methods=(Made("full", 0.9), Made("lora", 0.6)), rows=40, price=3.6))
+    one = next(record for record in results.records if record.trial.label == "full")
+
+    def told(price: float) -> list[float | None]:
+        cost = one.cost.model_copy(update={"price_per_hour": price})
+        results.store.write(one.id, one.with_facts(cost=cost), ())
+        again = Results(results.store)
+        entry = collect(again).boards[0].entry("full")
+        (row,) = [row for row in standings(again) if row["label"] == "full"]
+        assert entry is not None
+        return [entry.request_dollars, row["dollars_per_1000_requests"]]
+
+    (before, same), (dearer, again) = told(3.6), told(7.2)
+    assert before == same
+    assert dearer == again
+    assert before is not None
+    assert dearer is not None
+    assert dearer > before
+    assert told(0.0) == [None, None]

@@ -83,6 +83,23 @@ def test_a_caption_of_one_seed_says_so(tmp_path: Path) -> None:
     assert "One seed" not in three
 
 
+def test_amounts_too_small_to_print_are_no_commands_of_latex(tmp_path: Path) -> None:
+    """A dollar sign of ours would begin a formula, in which the rest of the table would be read."""
+    text = latex_tables(make_study(tmp_path / "study", MadeStudy(methods=METHODS[:3], rows=40, price=1e-5)))
+    assert r"& \textless{} 0.0001 \\" in text
+    written = re.sub(r"\\\$|\$\\pm\$|\$\^\*\$", "", text)
+    assert "$" not in written
+    assert "Dollars: one trial, mean over seeds" in text
+    free = latex_tables(make_study(tmp_path / "free", MadeStudy(methods=METHODS[:3], rows=40, seeds=1, price=0.0)))
+    assert "Seconds: one trial, with" in free
+
+
+def test_a_caption_says_where_nobody_is_above_chance(tmp_path: Path) -> None:
+    methods = (Made("lora", 0.5), Made("full", 0.5), Made("majority", 0.5, 0, 0.01, baseline=True))
+    text = latex_tables(make_study(tmp_path / "study", MadeStudy(methods=methods, rows=40)))
+    assert "No method was shown to be above the majority class." in text
+
+
 def test_the_paragraph_says_what_was_done(results: Results) -> None:
     text = methods_paragraph(results)
     assert "3 seeds" in text

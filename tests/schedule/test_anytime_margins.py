@@ -195,8 +195,8 @@ def test_a_setting_is_hopeless_after_a_third_of_its_steps_where_its_loss_is_an_e
 
 
 @pytest.mark.parametrize(("methods", "told"), [
-    (["linear_probe", "full"], "0 epochs would fit in 1 s, and with less than 0.3 none was seen to beat "),
-    (["full"], "0 steps would fit in 1 s, and a run has "),
+    (["linear_probe", "full"], "0 epochs would fit in 1.0 s, and with less than 0.3 none was seen to beat "),
+    (["full"], "0 steps would fit in 1.0 s, and a run has "),
 ])  # fmt: skip
 def test_the_end_says_what_was_too_short_for_what(by_hand: Any, methods: list[str], told: str) -> None:
     """A row takes 10 ms forwards: scoring a run's 100 validation rows would take all that is left."""

@@ -29,7 +29,7 @@ def test_many_runs_begin_with_a_third_of_each_setting(by_hand: Any) -> None:
     first = hand.next()
     # a ninth of 200 steps would be less than three tenths of a pass over the rows
     assert steps_of(first) == 67
-    assert "33% of a whole run" in first.why
+    assert "33 % of a whole run" in first.why
     # methods at their rules' rates come before other rates of the first one
     assert first.trials[0].variant.group == "lora"
 

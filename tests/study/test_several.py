@@ -59,6 +59,7 @@ def test_studies_on_other_rows_claim_no_difference(finished: tuple[Path, Path], 
     (board,) = compare_studies(open_study(finished[0]), other.results())
     assert board.comparison is None
     assert "different rows" in str(board.note)
+    assert {row["difference"] for row in board.rows} == {None}, "and none is printed"
 
 
 def test_studies_of_one_name_in_folders_of_one_name_are_told_apart(finished: tuple[Path, Path], tmp_path: Path) -> None:

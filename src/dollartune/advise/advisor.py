@@ -173,8 +173,8 @@ def _evidence(
     advised = {one.method for one in published if one.recommended}
     if best and not advised & set(best):
         gaps.append(
-            f"whom to believe: in studies with small backbones ({small(_cited(measured_here))}) {_listed(best[:3])} did best, "
-            "which the published tables of a large model do not say."
+            f"whom to believe: in studies with small backbones ({small(_cited(measured_here))}) {numbers.listed(best[:3])} did "
+            "best, which the published tables of a large model do not say."
         )
     also = "worth trying too: no published comparison has it"
     worth = [replace(one, recommended=False, reasons=(*one.reasons, also)) if one.recommended else one for one in rest]
@@ -193,10 +193,6 @@ def _cited(recommendations: list[Recommendation]) -> list[RecordedStudy]:
     """The studies that recommendations rest on."""
     named = {citation for one in recommendations for citation in one.citations}
     return [study for study in studies().values() if study.citation in named]
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _published(
@@ -340,8 +336,8 @@ def _question(
         limited = parse_budget(budget) if isinstance(budget, str) else budget
         text += f"; for {limited}"
         if machine and limited.dollars is not None:
-            minutes = limited.limit(trials=1).in_seconds(find_machine(machine).dollars_per_hour) / 60
-            text += f" ({minutes:.0f} minutes there)"
+            seconds = limited.limit(trials=1).in_seconds(find_machine(machine).dollars_per_hour)
+            text += f" ({numbers.seconds(seconds)} there)"
     return text + "."
 
 

@@ -22,6 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from dollartune import format as numbers
 from dollartune.cache import cache_directory
 from dollartune.errors import UserError
 
@@ -55,11 +56,12 @@ class Rounding:
         most = max(self.formats, key=lambda name: self.formats[name])
         share = self.formats[most] / total
         if most in ("F32", "F16", "BF16"):
-            return f"its weights are kept as {most} ({share:.0%} of them): nothing was rounded to few bits"
-        lost = "" if self.relative_error is None else f"; rounding moved them by about {self.relative_error:.1%} (RMS)"
+            return f"its weights are kept as {most} ({numbers.percent(share)} of them): nothing was rounded to few bits"
+        error = self.relative_error
+        lost = "" if error is None else f"; rounding moved them by about {numbers.percent(error)} (RMS)"
         return (
-            f"{share:.0%} of its weights are stored as {most}{lost}: scores are those of the rounded weights, which may "
-            "lie below those of the published ones"
+            f"{numbers.percent(share)} of its weights are stored as {most}{lost}: scores are those of the rounded weights, which "
+            "may lie below those of the published ones"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dollartune import format as numbers
 from dollartune.backbones.anatomy import (
     BackboneKind,
     Core,
@@ -108,13 +109,13 @@ def _read(model: Any, small: Any, kind: BackboneKind) -> Family:
         refusals["training"] = problem
     if (share := padding_matters(small, inputs)) > _PADDING:
         notes.append(
-            f"what {model.config.model_type} gives for a row depends on the padding beside it (by {share:.1%} of its size on a "
-            "small copy): with batches of one row it is the row's own"
+            f"what {model.config.model_type} gives for a row depends on the padding beside it (by {numbers.percent(share)} of "
+            "its size on a small copy): with batches of one row it is the row's own"
         )
     if (share := changes_by_itself(small, inputs, seen)) > _PADDING:
         notes.append(
-            f"what {model.config.model_type} gives for a row differs from pass to pass (by {share:.1%} of its size on a "
-            "small copy): its code draws random numbers"
+            f"what {model.config.model_type} gives for a row differs from pass to pass (by {numbers.percent(share)} of its size "
+            "on a small copy): its code draws random numbers"
         )
     base = next((call.output for call in seen.calls() if call.name == base_name), None)
     latents = False

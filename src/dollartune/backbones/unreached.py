@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from dollartune import format as numbers
+
 if TYPE_CHECKING:
     from dollartune.backbones.anatomy import Anatomy
 
@@ -26,7 +28,8 @@ class Unreached:
         """For people: how many, and what share."""
         if not self.names:
             return "nothing"
-        return f"{len(self.names)} tensors, {self.parameters:,} numbers, {self.parameters / self.total:.1%} of the backbone"
+        share = numbers.percent(self.parameters / self.total)
+        return f"{len(self.names)} tensors, {self.parameters:,} numbers, {share} of the backbone"
 
 
 def unreached(model: nn.Module, anatomy: Anatomy) -> Unreached:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dollartune import format as numbers
 from dollartune.cli.options import Json
 
 
@@ -129,6 +130,6 @@ def count(
         print_json(counted)
         return
     trainable, total = counted["trainable_parameters"], counted["total_parameters"]
-    print(f"{trainable:,} trainable of {total:,} ({100 * trainable / total:.4f} %)")
+    print(f"{trainable:,} trainable of {total:,} ({numbers.percent(trainable / total)})")
     for role, entry in counted["by_role"].items():
         print(f"  {role}: {entry['parameters']:,} in {entry['sites']} places")

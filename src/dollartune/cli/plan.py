@@ -153,10 +153,13 @@ def show(study_plan: StudyPlan, settings: StudySettings) -> None:
                "peak_bytes": "peak", **{f"{name}_bytes": name for name in _PARTS}, "duration": "time each",
                "range": "from - to", "dollars": "$ each", "fits": "fits"}  # fmt: skip
     where = f"{study_plan.hardware.name}, {numbers.size(study_plan.hardware.memory_bytes)}"
-    priced = f", ${study_plan.hardware.dollars_per_hour:g} per hour" if study_plan.hardware.dollars_per_hour else ""
-    print(
-        f"on {where}{priced}; speed: {study_plan.hardware.speed.source}, to within {study_plan.hardware.speed.uncertainty:.0%}\n"
+    priced = (
+        f", {numbers.dollars(study_plan.hardware.dollars_per_hour)} per hour"
+        if study_plan.hardware.dollars_per_hour
+        else ""
     )
+    speed = study_plan.hardware.speed
+    print(f"on {where}{priced}; speed: {speed.source}, to within {numbers.percent(speed.uncertainty)}\n")
     print_table(rows, columns)
     for planned in first.values():
         if planned.misfit is not None:

@@ -119,8 +119,10 @@ def report(
 def show_results(outcome: Any) -> None:
     """The leaderboard and what it means, in sentences."""
     from dollartune.cli.output import print_note, print_table
-    from dollartune.report.baselines import baseline_sentences
+    from dollartune.report.baselines import baseline_sentences, nobody_above_chance
+    from dollartune.report.contents import collect
     from dollartune.report.tables import over_boards
+    from dollartune.report.text import headline
     from dollartune.study.compare import boards, unsearched_rates, why_not_compared
     from dollartune.study.status import failure_lines, status_of
 
@@ -130,6 +132,7 @@ def show_results(outcome: Any) -> None:
                "trainable": "parameters", "seconds": "seconds", "dollars": "dollars"}  # fmt: skip
     rows = outcome.leaderboard().to_dict("records")
     compared = outcome.comparisons
+    of_key = {(board.task, board.scale): board for board in collect(outcome).boards} if rows else {}
     for board, variants in boards(outcome).items():
         # pandas writes a missing scale as NaN, which does not equal itself.
         mine = [row for row in rows if (row["task"], row["scale"] if row["scale"] == row["scale"] else None) == board]
@@ -142,7 +145,9 @@ def show_results(outcome: Any) -> None:
             reasons = filter(None, (why_not_compared(outcome, records) for records in variants.values()))
             print(f"no intervals: {numbers.listed(list(dict.fromkeys(reasons)))}.")
             continue
-        print(compared[board].sentence)
+        shown = of_key[board]
+        # As the report has it: a winner among methods that learned nothing is no finding.
+        print(headline(shown) if nobody_above_chance(shown) else compared[board].sentence)
         for sentence in baseline_sentences(outcome, board):
             print(sentence)
         for warning in compared[board].warnings:

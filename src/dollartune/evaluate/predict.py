@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from dollartune import format as numbers
 from dollartune.errors import UserError, nearest
 from dollartune.evaluate.answers_file import AnswersFile, fingerprint_of_rows
 from dollartune.evaluate.evaluation import Evaluator, Prediction
@@ -36,7 +38,9 @@ from dollartune.tasks.turns import is_conversation
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
     from dollartune.backbones.loading import Backbone
+    from dollartune.evaluate.row_outcomes import RowOutcomes
     from dollartune.methods.base import Method
+    from dollartune.stats import Interval
     from dollartune.tasks.rows_seen import RowsSeen
     from dollartune.train.encoding import Encoder
 
@@ -140,16 +144,16 @@ def predict_file(
     chunk = batch_size * 8
     with file.open() as stream:
         for start in range(done, len(rows), chunk):
-            numbers = range(start, min(start + chunk, len(rows)))
-            asked = [number for number in numbers if problems[number] is None]
+            several = range(start, min(start + chunk, len(rows)))
+            asked = [number for number in several if problems[number] is None]
             ready = [{**rows[n], "image": pictures[n].picture} if pictures else rows[n] for n in asked]
             predictions = dict(zip(asked, predict_rows(tuned, ready, batch_size), strict=True)) if asked else {}
-            for number in numbers:
+            for number in several:
                 stream.write(file.lines(number, rows[number], predictions.get(number), problems[number]))
             # Whole chunks are written before they are reported, so that `done` counts what is there.
             stream.flush()
             if out is not None:
-                print(f"\r{numbers.stop}/{len(rows)} rows", end="", file=sys.stderr, flush=True)
+                print(f"\r{several.stop}/{len(rows)} rows", end="", file=sys.stderr, flush=True)
     if out is not None:
         print(f"\nwrote {out}", file=sys.stderr)
     for note in shortened_notes(tuned, tuned.encoder.shortened - before, len(rows) - done):
@@ -206,6 +210,11 @@ class AdapterScores(TypedDict):
 
 def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> AdapterScores:
     """Scores an adapter on rows with answers: by its own prompt, label words and lengths, with intervals over the rows."""
+    return evaluate_row_by_row(tuned, rows, batch_size)[0]
+
+
+def evaluate_row_by_row(tuned: Tuned, rows: LabelledRows, batch_size: int) -> tuple[AdapterScores, RowOutcomes]:
+    """The same, with what was done on each row: two adapters on the same rows are told apart by the rows that differ."""
     task = tuned.task
     evaluation = tuned.evaluator(batch_size).evaluate(tuned.name, tuned.methods, rows.examples)
     notes = [
@@ -220,9 +229,12 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> AdapterS
         for prediction, example in zip(evaluation.predictions, rows.examples, strict=True)
     ]
     metric = measure_of(task.metric)
-    interval = None if metric is None else interval_of(metric, row_outcomes(stored, task.metric))
+    outcomes = row_outcomes(stored, task.metric)
+    interval = None if metric is None else interval_of(metric, outcomes)
+    if (chance := _chance(task, rows.examples, interval)) is not None:
+        notes.append(chance)
     intervals = {} if interval is None else {task.metric: (interval.low, interval.high)}
-    return {
+    scored: AdapterScores = {
         "scores": evaluation.scores,
         "intervals": intervals,
         "breakdown": evaluation.breakdown,
@@ -231,6 +243,25 @@ def evaluate_rows(tuned: Tuned, rows: LabelledRows, batch_size: int) -> AdapterS
         "rows_seen": rows.seen,
         "notes": notes,
     }
+    return scored, outcomes
+
+
+def _chance(task: Task, examples: Sequence[Example], interval: Interval | None) -> str | None:
+    """A sentence where the score was not shown to be above that of always giving the most frequent label of these rows."""
+    labels = [example.label for example in examples if example.label is not None]
+    measure = measure_of(task.metric)
+    # A measure of one class, or of ranks, has no constant answer that one would be held against.
+    if not labels or interval is None or measure is None or measure.takes != "labels" or measure.of_class is not None:
+        return None
+    most, rows = Counter(labels).most_common(1)[0]
+    if rows == len(labels):
+        return None
+    constant = measure.score([most] * len(labels), labels)
+    if interval.low > constant:
+        return None
+    return (
+        f"not shown to be above chance: always saying {most!r} would score {numbers.score(constant, 4)} on these rows"
+    )
 
 
 def read_rows(data: Path) -> list[dict[str, Any]]:

@@ -59,8 +59,8 @@ def write_lora(
         theirs = float((peft_logits(backbone, draft, inputs) - expected).abs().max()) if peft_installed() else None
         after = {} if rows is None else _scores(backbone, again, info, rows)
     lines = [
-        f"wrote a LoRA of rank {low.rank} at {len(low.part.modules)} modules; the rank leaves out at most {low.lost:.2%} of "
-        f"a module's update; logits differ by at most {here:.1e} loaded here."
+        f"wrote a LoRA of rank {low.rank} at {len(low.part.modules)} modules; the rank leaves out at most "
+        f"{numbers.percent(low.lost)} of a module's update; logits differ by at most {here:.1e} loaded here."
     ]
     if theirs is not None:
         lines.append(
@@ -159,7 +159,7 @@ def merge_adapters(
     tasks = [one["task"] or one["adapter"] for one in made]
     lines = [
         f"merged {len(folders)} adapters ({how}) into a LoRA of rank {low.rank}, {size:,} bytes; the rank leaves out at most "
-        f"{low.lost:.2%} of a module's update; it is asked as that for {tasks[0]} was."
+        f"{numbers.percent(low.lost)} of a module's update; it is asked as that for {tasks[0]} was."
     ]
     for task, file, before, after in zip(tasks, rows, alone, together, strict=False):
         lines += [

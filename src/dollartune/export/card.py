@@ -155,11 +155,13 @@ def _baselines(info: Mapping[str, Any]) -> list[str]:
         lines += [f"| {which} | {facts.get('metric')} |{column} dollars |", "|---|---|---|" + ("" if same else "---|")]
         for one in facts["baselines"]:
             asked = "" if same else _rows(one)
-            lines.append(
-                f"| {one['name']} | {numbers.score(one['score'], 4)} |{asked} {numbers.dollars(one['dollars'])} |"
-            )
-        lines.append("")
+            lines.append(f"| {one['name']} | {numbers.score(one['score'], 4)} |{asked} {_dollars(one['dollars'])} |")
+        lines += ["", "Scores and dollars are those of one trial, means where a baseline has several.", ""]
     return lines
+
+
+def _dollars(value: float | None) -> str:
+    return numbers.NO_PRICE if value is None else numbers.dollars(value)
 
 
 def _rows(baseline: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dollartune import format as numbers
 from dollartune.attachment.merging import unmergeable
 from dollartune.backbones.chat import template_in, template_of
 from dollartune.backbones.kind import default_objective
@@ -202,7 +203,7 @@ def _write(
         merged = write_merged(out, backbone, adapter, _compared(backbone, info, examples))
         lines = [
             f"merged {merged.modules} modules; logits differ from the adapter's by at most {merged.difference:.1e}; "
-            f"rounding the merged weights changed the most affected update by {merged.lost:.2%}.",
+            f"rounding the merged weights changed the most affected update by {numbers.percent(merged.lost)}.",
             *rounding_notes(merged.difference, merged.untuned, merged.lost, backbone.dtype),
         ]
         if merged.quantized:

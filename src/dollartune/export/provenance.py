@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from zipfile import BadZipFile
 
@@ -68,21 +69,23 @@ def _interval(trial: Path, metric: str, score: Any, tested: Any) -> tuple[float,
 class _Baseline:
     name: str
     scores: list[float]
-    dollars: float | None
+    dollars: list[float | None]
+    """What each of its trials cost; None without a price."""
     rows: int | None
     """Test rows of each of its trials; None where they differ or are not known."""
 
     def entry(self) -> dict[str, object]:
         """As it is stored with an exported adapter."""
-        mean = sum(self.scores) / len(self.scores)
+        known = [each for each in self.dollars if each is not None]
         return {
-            "name": self.name, "score": mean, "trials": len(self.scores), "dollars": self.dollars,
-            "rows": self.rows,
+            "name": self.name, "score": fmean(self.scores), "trials": len(self.scores), "rows": self.rows,
+            # Of one trial, as the adapter's own and those of a leaderboard; one without a price, and nobody knows the mean.
+            "dollars": fmean(known) if len(known) == len(self.dollars) else None,
         }  # fmt: skip
 
 
 def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
-    """Methods that train nothing, in the same cell; the mean over their trials."""
+    """Methods that train nothing, in the same cell; means over their trials."""
     # By what they are and not by name, so that another package's count too.
     untrained = {name: method.capabilities for name, method in methods().items() if not method.capabilities.trains}
     cell = dict(own.get("trial") or {})
@@ -103,11 +106,9 @@ def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
         cost = record.get("cost") or {}
         priced = float(cost.get("dollars") or 0.0) if cost.get("price_per_hour") else None
         rows = record["test"].get("examples")
-        before = baselines.get(names[0], _Baseline(names[0], [], 0.0 if priced is not None else None, rows))
-        # One trial without a price, and nobody knows the sum.
-        spent = None if priced is None or before.dollars is None else before.dollars + priced
+        before = baselines.get(names[0], _Baseline(names[0], [], [], rows))
         baselines[names[0]] = _Baseline(
-            names[0], [*before.scores, float(score)], spent, rows if rows == before.rows else None
+            names[0], [*before.scores, float(score)], [*before.dollars, priced], rows if rows == before.rows else None
         )
     return list(baselines.values())
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.errors import UserError
 from dollartune.methods.registry import methods
 from dollartune.methods.space import space_in_words
@@ -160,7 +161,7 @@ def _counts(cls: type[Method[Any]]) -> str:
             continue
         # Of the whole backbone with its embeddings.
         share = total / _anatomy(backbone).at("model")[0].parameters
-        rows.append(f"| {shown} | {len(sites)} | {total:,} | {share:.3%} |")
+        rows.append(f"| {shown} | {len(sites)} | {total:,} | {numbers.percent(share)} |")
     if not rows:
         return "It depends on its settings: `dollartune count`.\n"
     return "\n".join(["| backbone | modules | parameters | of the model |", "|---|---:|---:|---:|", *rows, ""])

@@ -39,7 +39,7 @@ def design_notes(settings: StudySettings, trials: Sequence[Trial], tasks: Sequen
         notes.append(
             f"{task.name}: {rows}, {len(labels)} methods and {seeds} seed{'' if seeds == 1 else 's'} show a difference of about "
             f"{numbers.score(smallest)} between two methods 80 times in 100; smaller ones mostly stay unseen (supposed: two "
-            f"methods differ on {DISAGREEMENT:.0%} of the rows"
+            f"methods differ on {numbers.percent(DISAGREEMENT)} of the rows"
             + (
                 f", by a standard deviation of {SEED_SPREAD:.2f} over seeds)."
                 if seeds > 1

@@ -170,9 +170,11 @@ class BoardEntry:
 
     @property
     def request_dollars(self) -> float | None:
-        """Of 1,000 requests in batches; None where not measured, or without a price."""
-        seconds, price = self.mean_measure("inference", "seconds"), self.records[0].cost.price_per_hour
-        return seconds * 1000 * price / 3600 if seconds is not None and price else None
+        """Of 1,000 requests in batches, mean over seeds, each at the price of its own time; None where not measured, or where a
+        seed had no price."""
+        from dollartune.study.compare import request_dollars
+
+        return request_dollars(self.records)
 
     def reason(self, what: str) -> str | None:
         """Why a figure was not measured."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dollartune import format as numbers
 from dollartune.errors import UserError, unknown_name
 from dollartune.report import notebook
-from dollartune.report.baselines import called
+from dollartune.report.baselines import called, nobody_above_chance
 from dollartune.report.contents import collect
 from dollartune.report.text import rows_in_words
 from dollartune.study.varying_settings import shown_labels, varying_settings
@@ -107,7 +107,7 @@ def _caption(board: Board) -> str:
     marked = (
         " Bold: highest score."
         if board.comparison is None or len(board.compared) < 2
-        else " $^*$: cannot be distinguished from the best (paired, family-wise 95\\,\\%)."
+        else " Bold: highest score; $^*$: cannot be distinguished from the best (paired, family-wise 95\\,\\%)."
         if len(board.candidates) > 1
         else " Bold: distinguishable from every other method with an interval (paired, family-wise 95\\,\\%)."
     )
@@ -117,7 +117,10 @@ def _caption(board: Board) -> str:
         if board.comparison and board.comparison.conditional
         else ""
     )
+    marked += " No method was shown to be above the majority class." if nobody_above_chance(board) else ""
     marked += f" {latex(board.unsearched)}" if board.unsearched else ""
+    cost = "dollars" if board.priced else "seconds"
+    marked += f" {cost.capitalize()}: one trial{', mean over seeds' if several else ''}, with tuning and evaluation."
     metric = latex(_metric(board, capital=False))
     return f"{latex(board.title)}: {metric} on {rows}, {spread}brackets: 95\\,\\% interval.{marked}"
 
@@ -135,8 +138,9 @@ def _figures(board: Board, entry: BoardEntry, best: bool) -> list[str]:
     several = board.comparison is not None and len(board.candidates) > 1
     shown = rf"\textbf{{{shown}}}" if best else shown
     shown += "$^*$" if several and entry.may_be_best and not entry.baseline else ""
-    money = numbers.dollars(entry.dollars).removeprefix("$") if board.priced else f"{entry.seconds:.1f}"
-    return [numbers.short_count(entry.trainable) if entry.trainable else "0", shown, str(len(scores)), money]
+    # The unit stands in the heading; `< $0.0001` has two letters that mean something to LaTeX.
+    money = numbers.dollars(entry.dollars).replace("$", "") if board.priced else numbers.ratio(entry.seconds)
+    return [numbers.short_count(entry.trainable) if entry.trainable else "0", shown, str(len(scores)), latex(money)]
 
 
 def _value(value: Any) -> str:

@@ -58,7 +58,7 @@ def requests_table(board: Board) -> Table | None:
         ]  # fmt: skip
         each = entry.request_dollars
         row += [numbers.dollars(None if each is None else each * many / 1_000)] if priced else []
-        row.append(f"{seconds / cheapest:.2f} ×" if cheapest else numbers.NONE)
+        row.append(f"{numbers.ratio(seconds / cheapest)} ×" if cheapest else numbers.NONE)
         rows.append(tuple(row))
     size = int(max(entry.mean_measure("inference", "requests") or 1 for entry in entries))
     notes = (
@@ -86,8 +86,8 @@ def forgetting_table(board: Board) -> Table | None:
         text = numbers.change(change)
         rows.append(
             (
-                entry.label, f"{before:.3f}", f"{after:.3f}", f"{text} ({seeds})" if seeds and seeds != text else text,
-                numbers.score(entry.score),
+                entry.label, numbers.score(before), numbers.score(after),
+                f"{text} ({seeds})" if seeds and seeds != text else text, numbers.score(entry.score),
             )
         )  # fmt: skip
     notes = (

@@ -37,7 +37,11 @@ class AnytimeWords:
             timed: whether a step was: where every earlier run failed, none was.
             alone: whether nothing is left for others.
         """
-        fit = f"about {affordable:.1f} epochs fit in {seconds:.0f} s" if timed else "an epoch was not timed yet"
+        fit = (
+            f"about {affordable:.1f} epochs fit in {numbers.seconds(seconds)}"
+            if timed
+            else "an epoch was not timed yet"
+        )
         others = "One run uses the time." if alone else "Others come after it."
         return (
             f"{self.history.words(setting)}: {fit}; on {self.history.rows():,} rows {useful:.1f} are useful. {others}"
@@ -57,7 +61,7 @@ class AnytimeWords:
         return f"{self.history.words(setting)} {length}, against {self.history.score_words(best)}."
 
     def rung(self, setting: Setting, seed: int, steps: int, fraction: float, best: Run) -> str:
-        part = "" if fraction == 1 else f", {fraction:.0%} of a whole run"
+        part = "" if fraction == 1 else f", {numbers.percent(fraction)} of a whole run"
         again = f" with seed {seed}" if seed != self.history.seeds(setting.method)[0] else ""
         against = self.history.score_words(best)
         return f"{self.history.words(setting)}{again} for {steps} steps{part}, against {against}."
@@ -112,7 +116,7 @@ class AnytimeWords:
         where, tried = self.history.cell.name(), len(self.history.state.runs)
         if best is None:
             return f"{where}: no adapter came about."
-        of = f"is the best of {tried} runs" if tried > 1 else "is the only run"
+        of = f"is the highest of {tried} runs on the validation rows" if tried > 1 else "is the only run"
         return f"{where}: {self.history.score_words(best)} {of}. Ended: {reason}"
 
 
@@ -122,4 +126,4 @@ def unspent(seconds: float) -> str:
 
 
 def _fit(seconds: float) -> str:
-    return f"would fit in {max(0.0, seconds):.0f} s"
+    return f"would fit in {numbers.seconds(max(0.0, seconds))}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.budget.study_budget import reserve_of
 from dollartune.errors import UserError
 from dollartune.planner.trial_cost import TrialCost
@@ -319,7 +320,7 @@ class RacingScheduler(CellScheduler):
         return () if self._race is None else self._race.batch()
 
     def _cohorts(self, jobs: Sequence[RaceJob]) -> list[Cohort]:
-        rung = f"{jobs[0].fraction * self._plan.whole:.0%} of the training"
+        rung = f"{numbers.percent(jobs[0].fraction * self._plan.whole)} of the training"
         purpose = _purpose(jobs[0])
         what = "the finalists on their seeds" if purpose == "final" else "settings that are still in the race"
         return in_cohorts(map(self._trial, jobs), self.together, purpose, f"{self.cell.name()}: {what}, {rung}")
@@ -415,7 +416,7 @@ class RacingScheduler(CellScheduler):
         seeds = min(sum(job.arm == name for job in finals) for name in finalists)
         told = {job.arm for job in self.state.told}  # without settings that nothing was left for
         methods = len({arm.method for arm in self.state.arms if arm.name in told})
-        length = "the whole training" if plan.whole == 1 else f"{plan.whole:.0%} of the training"
+        length = "the whole training" if plan.whole == 1 else f"{numbers.percent(plan.whole)} of the training"
         many = f"{seeds} seed{'s' if seeds > 1 else ''}"
         # A close race buys more seeds than the study lists: then nothing was too small.
         few = seeds < len(self.seeds)

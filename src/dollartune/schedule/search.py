@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from dollartune import format as numbers
 from dollartune.budget.study_budget import reserve_of
 from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit
 from dollartune.errors import UserError
@@ -429,12 +430,12 @@ class SearchScheduler(CellScheduler):
         elif tried == 1:  # the best of one says nothing
             text = f"{where}: 1 setting tried, {label}"
         elif tried:
-            text = f"{where}: {label} is the best of {tried} settings tried"
+            text = f"{where}: {label} scored highest on the validation rows, of {tried} settings tried"
         elif self.space.space:
             text = f"{where}: the budget is too small for a search, so {label} is run as it is"
         else:
             text = f"{where}: {label} has no settings to search"
-        length = f"{chosen.fraction:.0%} of the training" if chosen.fraction < 1 else "all of the training"
+        length = f"{numbers.percent(chosen.fraction)} of the training" if chosen.fraction < 1 else "all of the training"
         seeds = f"{chosen.seeds} of {len(self.seeds)} seeds" if chosen.seeds < len(self.seeds) else "all seeds"
         template = self.cell.templates[self.space.group]
         # What is solved in closed form has no length, and what trains nothing neither.

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dollartune import format as numbers
 from dollartune.errors import UserError
 
 FRACTIONS = (1 / 9, 1 / 3, 1.0)
@@ -358,7 +359,9 @@ class SuccessiveHalving:
                 if self._behind(settings[quota - 1], arm) <= self.guard:
                     kept.append(arm)
                 else:
-                    self._drop(arm, f"behind {settings[0].name} at {self.fractions[self._rung]:.0%} of training")
+                    self._drop(
+                        arm, f"behind {settings[0].name} at {numbers.percent(self.fractions[self._rung])} of training"
+                    )
         return kept
 
     def _better_arms(self, arms: list[Arm]) -> list[Arm]:
@@ -371,7 +374,9 @@ class SuccessiveHalving:
             if rank < LEADERS_KEPT or self._behind(ordered[0], arm, gain) <= self.guard:
                 kept.append(arm)
             else:
-                self._drop(arm, f"behind {ordered[0].name} at {self.fractions[self._rung]:.0%} of training")
+                self._drop(
+                    arm, f"behind {ordered[0].name} at {numbers.percent(self.fractions[self._rung])} of training"
+                )
         return kept
 
     def _methods_first(self, arms: list[Arm]) -> list[Arm]:

@@ -311,7 +311,14 @@ def _means(records: Sequence[TrialRecord]) -> dict[str, float | None]:
     """Convergence, forgetting and the cost of a request, means over the seeds that have them."""
     rows = [{**convergence_columns(record.training), **measure_columns(record)} for record in records]
     columns = {name: [value for row in rows if (value := row[name]) is not None] for name in rows[0]}
-    return {name: fmean(values) if values else None for name, values in columns.items()}
+    means = {name: fmean(values) if values else None for name, values in columns.items()}
+    return {**means, "dollars_per_1000_requests": request_dollars(records)}
+
+
+def request_dollars(records: Sequence[TrialRecord]) -> float | None:
+    """Of 1,000 requests in batches, mean over the seeds that measured one; None where none did, or one of these had no price."""
+    columns = [measure_columns(record) for record in records]
+    return _mean([one["dollars_per_1000_requests"] for one in columns if one["request_seconds"] is not None])
 
 
 def convergence_columns(training: Training | None) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from dollartune import format as numbers
 from dollartune.engines.base import EVALUATION_MARGIN, LEAST_TEST_ROWS, Cohort, EvaluationCost, validation_rows
 from dollartune.schedule.scheduler import StateFile
 
@@ -109,7 +110,7 @@ class RowsToScore:
                 self._notes.append(
                     f"each method is scored on the first {rows.test:,} of {had.test:,} test rows"
                     f"{beside if rows.validation < had.validation else ''}: with this budget all of them would take more than "
-                    f"{share:.0%} of what a method has."
+                    f"{numbers.percent(share)} of what a method has."
                 )
         rows = self._state.by_task.get(trial.task, had)
         return RowCounts(min(rows.test, had.test), min(rows.validation, had.validation))

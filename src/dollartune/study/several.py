@@ -32,7 +32,7 @@ class BoardBeside:
     comparison: Comparison | None
     """All variants of both; None where they were not tested on the same rows."""
     rows: tuple[dict[str, str | float | None], ...]
-    """label, the score of each study by its name, their difference; none where the two measured something else."""
+    """label, the score of each study by its name, their difference; none where they measured something else, or on other rows."""
     note: str | None
 
 
@@ -101,11 +101,16 @@ def _beside(board: Board, names: tuple[str, str], first: Side, second: Side) -> 
         paired = draws_rows(everything)
         comparison = compare(outcomes, paired_seeds=paired) if len(outcomes) > 1 else None
     rows: list[dict[str, str | float | None]] = []
+    # On the rows that all were compared on, where the money of some paid for more.
+    compared = {one.method: one.score.value for one in comparison.standings} if comparison is not None else {}
     for label in labels:
         scores = {name: [record.test.score for record in variants.get(label, ())] for name, (_, variants) in sides}
-        means = {name: fmean(of_seeds) if of_seeds else None for name, of_seeds in scores.items()}
+        means = {
+            name: compared.get(f"{label} ({name})", fmean(of_seeds)) if of_seeds else None
+            for name, of_seeds in scores.items()
+        }
         a, b = (means[name] for name in names)
-        difference = b - a if a is not None and b is not None and metrics[0] == metrics[1] else None
+        difference = b - a if a is not None and b is not None and note is None else None
         rows.append({"label": label, **means, "difference": difference})
     return BoardBeside(board, comparison, tuple(rows), note)
 

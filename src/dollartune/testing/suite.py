@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from dollartune import format as numbers
 from dollartune.attachment.adapter import Adapter
 from dollartune.attachment.attached import Assignment, Attached
 from dollartune.attachment.merging import merge, unmergeable
@@ -340,7 +341,7 @@ class MethodSuite:
             if min(losses) < losses[0] * (1 - drop):
                 return
             tried.append(f"rate {factor * self.overfit_lr:g}: {losses[0]:.4f} -> {min(losses):.4f}")
-        raise AssertionError(f"no loss fell by {drop:.1%}: {'; '.join(tried)}")
+        raise AssertionError(f"no loss fell by {numbers.percent(drop)}: {'; '.join(tried)}")
 
     def test_detaching_restores_the_backbone(self, backbone: TinyBackbone) -> None:
         model, inputs = backbone.model, backbone.inputs()
