@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import dollartune.report as report
 from dollartune.errors import UserError
 from dollartune.report.charts import style as look
 from dollartune.report.charts.labels import FURTHER, TRUTH, breakdown_chart, shares
+from dollartune.report.charts.pareto import pareto_chart
+from dollartune.report.charts.scales import scales_chart
 from dollartune.report.contents import collect
 from dollartune.study.results import Results
 
@@ -162,3 +166,15 @@ def test_long_histories_are_thinned_and_keep_their_best_point(tmp_path: Path) ->
     assert sum(bool(row.get("best")) for row in rows) == 1
     best = next(row for row in rows if row.get("best"))
     assert best["loss"] == min(row["loss"] for row in rows)
+
+
+def test_no_tooltip_makes_a_score_perfect(tmp_path: Path) -> None:
+    """By the words of the tables: a chart's own rounding to three digits writes 0.9996 as 1.000."""
+    contents = collect(make_study(tmp_path / "study", MadeStudy(methods=METHODS[:3], scales=(100, 1000), rows=40)))
+    board, other = contents.boards
+    perfect = (replace(one, standing=None, scores=(0.99962,) * len(one.scores)) for one in board.entries)
+    near = replace(board, entries=tuple(perfect))
+    for chart in (pareto_chart(near, contents.series), scales_chart([near, other], contents.series)):
+        text = json.dumps(chart.to_dict())
+        assert '"format": ".3f"' not in text
+        assert '"shown": "0.9996"' in text

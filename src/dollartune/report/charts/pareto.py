@@ -31,6 +31,8 @@ class ParetoRow(ParetoPoint):
     """A method: means over its seeds, and how they are said."""
 
     name: str
+    shown: str
+    """The score in words: a tooltip that rounds would make 0.9998 a perfect one."""
     low: float | None
     high: float | None
     interval: str
@@ -236,6 +238,7 @@ def _row(board: Board, entry: BoardEntry, least: float = 0.0) -> ParetoRow:
         "name": f"{entry.label} ({board.cost_text(entry)})" if cheaper else entry.label,
         "method": entry.series,
         "score": look.rounded(entry.score),
+        "shown": numbers.score(entry.score),
         "low": look.rounded(entry.low),
         "high": look.rounded(entry.high),
         "interval": numbers.span(entry.low, entry.high),
@@ -248,7 +251,7 @@ def _row(board: Board, entry: BoardEntry, least: float = 0.0) -> ParetoRow:
 def _tooltips(board: Board) -> list[Any]:
     return [
         alt.Tooltip("label:N", title="method"),
-        alt.Tooltip("score:Q", title=board.metric, format=".3f"),
+        alt.Tooltip("shown:N", title=board.metric),
         alt.Tooltip("interval:N", title="95 % interval"),
         alt.Tooltip("costs:N", title="per trial"),
         alt.Tooltip("trained:N", title="trained parameters"),

@@ -23,6 +23,8 @@ class ScaleRow(TypedDict):
     method: str
     rows: int
     score: float | None
+    shown: str
+    """In words: a tooltip that rounds would make 0.9998 a perfect one."""
     low: float | None
     high: float | None
     interval: str
@@ -49,7 +51,8 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     rows: list[ScaleRow] = [
         {
             "label": entry.label, "method": entry.series, "rows": _size(board), "score": look.rounded(entry.score),
-            "low": look.rounded(entry.low), "high": look.rounded(entry.high), "interval": numbers.span(entry.low, entry.high),
+            "shown": numbers.score(entry.score), "low": look.rounded(entry.low), "high": look.rounded(entry.high),
+            "interval": numbers.span(entry.low, entry.high),
         }
         for board in boards for entry in board.entries
     ]  # fmt: skip
@@ -78,7 +81,7 @@ def scales_chart(boards: Sequence[Board], methods: Sequence[str]) -> Any | None:
     )
     tooltip = [
         alt.Tooltip("label:N", title="method"), alt.Tooltip("rows:Q", title="training rows", format=","),
-        alt.Tooltip("score:Q", format=".3f"), alt.Tooltip("interval:N", title="95 % interval"),
+        alt.Tooltip("shown:N", title=boards[0].metric), alt.Tooltip("interval:N", title="95 % interval"),
     ]  # fmt: skip
     whiskers = (
         base.transform_filter("datum.low !== null")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from dollartune import format as numbers
 from dollartune.report.charts import style as look
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ def money_chart(points: Sequence[MoneyPoint], priced: bool) -> Any | None:
         return None
     rows = [
         {"money": look.rounded(one.dollars if priced else one.seconds), "score": look.rounded(one.score),
+         "shown": numbers.score(one.score),
+         "spent": (numbers.dollars if priced else numbers.seconds)(one.dollars if priced else one.seconds),
          "best": look.rounded(one.best), "label": f"{one.label}, seed {one.seed}"}
         for one in points
     ]  # fmt: skip
@@ -31,7 +34,7 @@ def money_chart(points: Sequence[MoneyPoint], priced: bool) -> Any | None:
     steps = base.mark_line(interpolate="step-after", color=look.COLORS[0], strokeWidth=2)
     dots = base.mark_point(filled=True, size=40, opacity=0.8, color=look.CONTEXT)
     y = alt.Y("best:Q", title="validation score", scale=scale)
-    tooltip = look.tooltip(label="trial", score="validation score", money=title)
+    tooltip = look.tooltip(label="trial", shown="validation score", spent=title)
     return alt.layer(steps.encode(y=y), dots.encode(y=alt.Y("score:Q", scale=scale), tooltip=tooltip)).properties(
         width="container", height=260
     )

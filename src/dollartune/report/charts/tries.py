@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from dollartune import format as numbers
 from dollartune.report.charts import style as look
 from dollartune.report.tries import FEWEST, in_words, places, tries_table
 
@@ -28,7 +29,7 @@ def tries_chart(records: Sequence[TrialRecord]) -> Any | None:
     at = {key: places([row.get(key) for row in rows]) for key in order}
     points = [
         {"trial": row["trial"], "axis": key, "place": at[key][number], "value": in_words(row.get(key)),
-         "score": look.rounded(row["validation"])}
+         "score": look.rounded(row["validation"]), "shown": numbers.score(row["validation"])}
         for number, row in enumerate(rows) for key in order if at[key][number] is not None
     ]  # fmt: skip
     upright = alt.Axis(labelAngle=0, domain=False, tickSize=0, grid=True)
@@ -39,7 +40,7 @@ def tries_chart(records: Sequence[TrialRecord]) -> Any | None:
             scale=alt.Scale(domain=[-0.04, 1.04]),
         ),
     )  # fmt: skip
-    tooltip = look.tooltip(axis="setting", value="value", score="validation score")
+    tooltip = look.tooltip(axis="setting", value="value", shown="validation score")
     # from orange for low to blue for high: told apart by people who confuse red and green
     color = alt.Color("score:Q", scale=alt.Scale(range=["#d55e00", "#a9a9a9", "#0072b2"]), title="validation score")
     lines = base.mark_line(strokeWidth=1.4, opacity=0.8).encode(detail="trial:N", color=color)
