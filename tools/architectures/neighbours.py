@@ -94,7 +94,7 @@ def whole_pass(backbone: Backbone, prompt: tuple[int, ...], answer: tuple[int, .
 def label_scores(backbone: Backbone, rows: Sequence[Encoded], batches: Sequence[int] = BATCHES) -> float:
     """Nats by which scores of batches differ at most from whole passes."""
     # Where longer answers are refused by name (ProphetNet), those of one token are all there is to score.
-    answers = [one for one in ANSWERS if len(one) == 1 or "answers" not in backbone.anatomy.refusals]
+    answers = [one for one in ANSWERS if len(one) == 1 or "answers" not in backbone.anatomy.family.refusals]
     expected = torch.tensor([[whole_pass(backbone, row.prompt, answer) for answer in answers] for row in rows])
     worst = 0.0
     attached = Attached(backbone.model, backbone.anatomy)
