@@ -76,7 +76,7 @@ fuzz: $(INSTALLED_TEST)  ## Made-up requests against the server's own OpenAPI pa
 	test -x .venv-fuzz/bin/schemathesis || ($(PYTHON) -m venv .venv-fuzz && .venv-fuzz/bin/pip install --quiet 'schemathesis>=4')
 	SCHEMATHESIS=$(CURDIR)/.venv-fuzz/bin/schemathesis FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/serve/test_fuzz.py
 
-clients: $(INSTALLED_TEST)  ## openai, instructor, langchain-openai, litellm and lm-eval against a server, each in its own environment
+clients: $(INSTALLED_TEST)  ## openai, langchain-openai, litellm, pydantic-ai and others against a server, each in its own environment
 	$(BIN)/python tests/clients/run.py --environments .venv-clients
 
 cards: $(INSTALLED_TEST)  ## The program on the card of each exported format, in an environment with what the card says to install

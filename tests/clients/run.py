@@ -3,7 +3,8 @@
     python tests/clients/run.py [--environments .venv-clients] [NAME ...]
 
 The server has tiny-decoder and an adapter that is tuned for it here (half a minute). lm-eval's accuracy through the server is
-compared with that of `dollartune evaluate`, and its labels with those of `dollartune predict`, row by row.
+compared with that of `dollartune evaluate`, and its labels with those of `dollartune predict`, row by row. Agents, which let the
+model choose among tools, ask a second server, whose tiny-decoder has a chat template that shows it tools.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dollartune.backbones.embedded import embedded_path
+
 HERE = Path(__file__).resolve().parent
 CLIENTS = {
     "openai": "openai",
@@ -28,8 +32,20 @@ CLIENTS = {
     "langchain-openai": "langchain-openai",
     "litellm": "litellm",
     "lm-eval": "lm-eval[api]",
+    "pydantic-ai": "pydantic-ai-slim[openai]",
+    "openai-agents": "openai-agents",
+    "llama-index": "llama-index-llms-openai-like llama-index-embeddings-openai-like",
+    "dspy": "dspy",
 }
 """Name -> what pip installs for it. Each alone: together their pins leave versions of years ago."""
+AGENTS = ("pydantic-ai", "openai-agents", "llama-index")
+# As Hermes' and Qwen's: the tools before the conversation, calls in marks.
+TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}<tool>{{ tool | tojson }}</tool>{% endfor %}{% endif %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n"
+    "{% endfor %}[assistant]"
+)
 THINGS = ("the film", "my lunch", "this song", "a long walk", "the book", "our trip", "the game", "her speech")
 WORDS = {"good": ("lovely", "bright", "fine", "sweet", "superb"), "bad": ("awful", "dull", "poor", "sour", "grim")}
 STUDY = """
@@ -83,12 +99,21 @@ def tune(folder: Path, method: str = "lora: {lr: 3e-3}", backbone: str = "tiny-d
     return next(folder.glob("out/**/adapter.json")).parent, folder / "test.csv"
 
 
+def shown_tools(folder: Path) -> Path:
+    """tiny-decoder with a chat template."""
+    model = Path(shutil.copytree(embedded_path("tiny-decoder"), folder / "tiny-decoder"))
+    settings = model / "tokenizer_config.json"
+    told = {**json.loads(settings.read_text(encoding="utf8")), "chat_template": TEMPLATE}
+    settings.write_text(json.dumps(told), encoding="utf8")
+    return model
+
+
 @contextmanager
-def server(adapter: Path) -> Iterator[str]:
+def server(*words: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(command("serve", "tiny-decoder", "--adapter", f"reviews={adapter}", "--port", str(port)))
+    process = subprocess.Popen(command("serve", *words, "--port", str(port)))
     try:
         for _ in range(600):
             try:
@@ -131,9 +156,11 @@ def main() -> int:
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         adapter, test = tune(Path(folder))
-        with server(adapter) as base_url:
+        model = shown_tools(Path(folder))
+        with server("tiny-decoder", "--adapter", f"reviews={adapter}") as plain, server(str(model)) as with_tools:
             for name in given.names or CLIENTS:
-                python = environment(name, [CLIENTS[name]], given.environments.absolute())
+                base_url = with_tools if name in AGENTS else plain
+                python = environment(name, CLIENTS[name].split(), given.environments.absolute())
                 said = ""
                 try:
                     if name == "lm-eval":

@@ -390,6 +390,7 @@ def test_models_tokens_and_web_pages(server: Asked) -> None:
         assert server.client.get("/v1/models/owner%2Fmodel").json()["id"] == "owner/model"
     finally:
         server.service.pool.base_name = "model"
+    assert server.client.get("/v1/models/model").json()["max_model_len"] == server.service.prompts.places
     assert server.client.get("/version").json()["version"]
     found = server.client.post("/tokenize", json={"model": "model", "prompt": "w1 w2"}).json()
     assert found["count"] == len(found["tokens"]) == 2

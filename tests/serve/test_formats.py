@@ -18,7 +18,10 @@ from dollartune.backbones.embedded import embedded_path
 from dollartune.serve.app import create_app
 from dollartune.serve.constraint import closed
 from dollartune.serve.limits import Limits
+from dollartune.serve.response import ResponseFormat
 from dollartune.serve.run import build_service
+from dollartune.serve.schema import ChatRequest
+from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.tools import ToolUse, read_calls
 
 SCHEMA = {
@@ -488,6 +491,19 @@ def test_calls_are_read_in_the_forms_that_models_are_taught() -> None:
         assert all(json.loads(call.arguments) in ({"town": "Rome"}, {}) for call in found[1])
     one = ToolUse(("time", "weather"), None, None, several=False)
     assert len(read_calls(f"<tool_call>{town}</tool_call><tool_call>{town}</tool_call>", one)[1]) == 1
+
+
+def test_a_stream_tells_each_call_in_an_event_of_its_own() -> None:
+    body = ChatRequest.model_validate({"model": "a", "messages": [{"role": "user", "content": "How?"}], "stream": True})
+    row = Sequence(None, (1,), Sampling(), lambda *_: None, None, 0.0)
+    response = ResponseFormat(body, [row], 1, [None], ToolUse(("time", "weather"), None, None))
+    text = "Well. " + "".join(f'<tool_call>{{"name": "{name}"}}</tool_call>' for name in ("time", "weather", "time"))
+    events = [chunk["choices"][0] for chunk in response.chunks(0, text, "stop", True)]  # type: ignore[index]
+    assert events[0]["delta"] == {"role": "assistant", "content": "Well."}
+    calls = [event["delta"]["tool_calls"] for event in events[1:]]
+    assert [[call["index"] for call in one] for one in calls] == [[0], [1], [2]]
+    assert [one[0]["function"]["name"] for one in calls] == ["time", "weather", "time"]
+    assert [event["finish_reason"] for event in events] == [None, None, None, "tool_calls"]
 
 
 def test_without_the_library_the_answer_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

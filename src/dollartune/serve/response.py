@@ -107,22 +107,35 @@ class ResponseFormat:
             "usage": self.usage(),
         }
 
-    def chunk(self, index: int, piece: str, reason: str | None, first: bool) -> dict[str, object]:
-        """One event of a stream."""
+    def chunks(self, index: int, piece: str, reason: str | None, first: bool) -> list[dict[str, object]]:
+        """The events by which a stream tells a piece: one, or one for each call, as clients expect them."""
         if first:
             piece = self.prefix(index) + piece
+        if not self.chat:
+            return [self._chunk(index, {"text": piece}, reason)]
+        deltas: list[dict[str, object]]
         if self.use is not None and self.use.named is not None:
-            delta = self._named_delta(self.use.named, piece, first)
+            deltas = [self._named_delta(self.use.named, piece, first)]
         elif self.use is not None:  # whole, in one piece
             text, calls = self._with_calls(piece)
-            delta = {"content": text} if text or (first and not calls) else {}
+            # llama-index reads the first call of an event and no other.
+            deltas = [{"content": text}] if text or (first and not calls) else []
+            deltas += [{"tool_calls": [{"index": number, **call.entry()}]} for number, call in enumerate(calls)]
+            deltas = deltas or [{}]
             if calls:
-                delta["tool_calls"] = [{"index": number, **call.entry()} for number, call in enumerate(calls)]
                 self._called.add(index)
             reason = "tool_calls" if reason == "stop" and index in self._called else reason
         else:
-            delta = {"content": piece} if piece or first else {}
-        body = {"delta": {"role": "assistant", **delta} if first else delta} if self.chat else {"text": piece}
+            deltas = [{"content": piece} if piece or first else {}]
+        if first:
+            deltas[0] = {"role": "assistant", **deltas[0]}
+        return [
+            self._chunk(index, {"delta": delta}, reason if number == len(deltas) else None)
+            for number, delta in enumerate(deltas, 1)
+        ]
+
+    def _chunk(self, index: int, body: dict[str, object], reason: str | None) -> dict[str, object]:
+        """One event of a stream, with the log-probabilities that were not told of yet."""
         choice = {"index": index, **body, "logprobs": self.logprobs(index), "finish_reason": reason}
         return {**self.head, "object": "chat.completion.chunk" if self.chat else "text_completion", "choices": [choice]}
 

@@ -255,6 +255,8 @@ def model_facts(service: Service, name: str) -> dict[str, object]:
     """One entry of /v1/models."""
     served = service.pool.get(name)
     facts: dict[str, object] = {"id": name, "object": "model", "created": service.started, "owned_by": "dollartune"}
+    if service.writes:  # vLLM's name, by which clients know how long a prompt may be
+        facts["max_model_len"] = service.prompts.room(served)
     if served is not None:
         facts |= {
             "created": served.created,

@@ -134,7 +134,8 @@ async def events(response: ResponseFormat, queue: asyncio.Queue[tuple[int, str, 
                 return
             if reason is not None:
                 running.discard(index)
-            yield f"data: {json.dumps(response.chunk(index, piece, reason, index not in begun), ensure_ascii=False)}\n\n"
+            for chunk in response.chunks(index, piece, reason, index not in begun):
+                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
             begun.add(index)
         if response.body.stream_options is not None and response.body.stream_options.include_usage:
             yield f"data: {json.dumps(response.last())}\n\n"
