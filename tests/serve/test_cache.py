@@ -47,14 +47,17 @@ def test_rows_that_come_and_go_find_their_own_places() -> None:
         (0, 0, [2, 1], ROOM),
         (3, 4, [4, 1, 2, 3], 1),
         (1, 60, [4, 0], 1),
+        (3, 5, [4, 0, 3, 2], 1),  # short ones and a long one change places
+        (0, 0, [3, 2, 0, 1], 1),
     ):
         if joining:
             new = drawn(joining, length)
             places.add_rows(new, -new)
             kept += list(new)
         kept = [kept[row] for row in order]
-        width = max(row.shape[1] for row in kept)
-        places.arrange(order, places.keys.shape[2] - width)
+        lengths = [row.shape[1] for row in kept]
+        width = max(lengths)
+        places.arrange(order, places.keys.shape[2] - width, lengths)
         more = drawn(len(order), written)
         keys, values = places.update(more, -more)
         kept = [torch.cat([row, added], dim=1) for row, added in zip(kept, more, strict=True)]
@@ -64,9 +67,10 @@ def test_rows_that_come_and_go_find_their_own_places() -> None:
             assert torch.equal(values[row, :, -own.shape[1] :], -own)
 
 
-def test_a_row_that_joins_shows_nothing_of_who_was_there_before() -> None:
+def test_a_row_that_joins_shows_no_nan_of_who_was_there_before() -> None:
     places = Places(torch.ones(2, 1, 6, 2), torch.full((2, 1, 6, 2), torch.nan))
-    places.arrange([0], 0)
+    places.clear([1])
+    places.arrange([0], 0, [6])
     places.add_rows(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
     assert places.values[1].isfinite().all()
 

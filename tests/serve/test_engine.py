@@ -421,6 +421,27 @@ def test_rows_that_join_a_running_batch_keep_their_window(family: str, tmp_path:
     require_alone(service, go_on_by_hand(service, RunningBatch(service.pool, frozenset()), ["base", *methods]))
 
 
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_row_that_is_not_finite_leaves_nothing_to_who_takes_its_place(place: int, tmp_path: Path) -> None:
+    service = by_hand(load_backbone(str(write_tiny(tmp_path / "model", "llama"))), tmp_path, {"lora": [LoRA(rank=2)]})
+
+    class Broken(RunningBatch):
+        steps = 0
+
+        @torch.inference_mode()
+        def step(self) -> None:
+            self.steps += 1
+            if self.steps == 7:
+                for layer in self._cache.layers:
+                    layer.values[place] = torch.nan
+            super().step()
+
+    asked = go_on_by_hand(service, Broken(service.pool, frozenset()), ["lora", "base", "lora"])
+    broken = [one for one in asked if one[2].finished == "not_finite"]
+    assert len(broken) == 1
+    require_alone(service, [one for one in asked if one not in broken])
+
+
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_rows_join_a_running_encoder_decoder(family: str, tmp_path: Path) -> None:
     backbone = load_backbone(str(write_tiny(tmp_path / "model", family)))

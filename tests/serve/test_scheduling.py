@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from dollartune.serve.beginnings import LEAST
 from dollartune.serve.joining import choose, common_length, length_class
 from dollartune.serve.limits import Limits
 from dollartune.serve.piece_size import PieceSize
+from dollartune.serve.sequence import Sampling, Sequence
 from dollartune.serve.service import Service
 from dollartune.serve.slices import RowWork, Slices
+from dollartune.testing.directory import write_tiny
 
 
 def words(start: int, count: int) -> str:
@@ -39,9 +42,23 @@ def test_a_piece_shrinks_at_once_and_grows_step_by_step() -> None:
     for _ in range(10):
         size_of.took(size_of.most(), size_of.most() / 1000)
     assert size_of.most() == 500
-    assert size_of.most(0.5) == 250
-    size_of.took(250, 0.3, 0.5)
-    assert size_of.most() == 416, "half of the pause is 0.25 seconds"
+    size_of.took(250, 0.3)
+    assert size_of.most() == 416, "a piece of half the size tells of the whole"
+
+
+def test_what_was_measured_a_while_ago_is_halved_once() -> None:
+    now = 0.0
+    size_of = PieceSize(0.5, 100, least=10, clock=lambda: now)
+    size_of.took(100, 0.5)
+    now = 60.0  # a burst comes to a quiet server: pieces may take twice as long beside it
+    assert size_of.most() == 50
+    size_of.took(50, 0.5)
+    assert size_of.most() == 50, "it did"
+    now = 120.0
+    size_of.took(25, 0.25)
+    assert size_of.most() == 50, "measured just now, and nobody waited too long"
+    now = 180.0
+    assert size_of.most() == 25
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -264,3 +281,27 @@ def test_texts_get_their_tokens_between_the_slices_of_a_classification(tmp_path:
         assert rows.future.result(60) == list(range(12))
         assert caught.done.wait(60)
         assert len(set(order)) > 5, "the count of tokens grew between slices"
+
+
+def test_prompts_and_rows_take_turns_where_both_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(
+        load_backbone(str(write_tiny(tmp_path / "model", "llama"))), "base", Limits(batch_rows=2), tmp_path
+    )
+    engine, done = service.engine, []
+    monkeypatch.setattr(engine, "_take_in", lambda: done.append("prompts"))
+    monkeypatch.setattr(engine.slices, "step", lambda: done.append("rows"))
+
+    def turns() -> list[str]:
+        done.clear()
+        for _ in range(4):
+            engine._turn()
+        return list(done)
+
+    assert turns() == ["prompts"] * 4
+    engine.slices.add(work("a", [1], []))
+    assert turns() == ["rows"] * 4, "no prompt waits"
+    sequence = Sequence(None, (5, 6), Sampling(), lambda text, reason: None, service.backbone.processor, math.inf)
+    engine._waiting.append(sequence)
+    assert turns() == ["prompts", "rows"] * 2
+    monkeypatch.setattr(type(engine), "running", 2)
+    assert turns() == ["rows"] * 4, "the batch is full"

@@ -199,6 +199,9 @@ class RunningBatch:
         """Keeps some rows, in an order, and cuts off places that none of them has."""
         # Rows changed, and with them which row belongs to which adapter.
         self._route = None
+        if broken := [index for index, row in enumerate(self.rows) if row.finished == "not_finite"]:
+            for layer in self._cache.layers:
+                layer.clear(broken)
         self.rows = [self.rows[index] for index in order]
         if not self.rows:
             self._cache = cache_of([])
@@ -210,6 +213,7 @@ class RunningBatch:
         # When the longest row leaves, places that only it had are padding for all: cutting them off makes every later step
         # cheaper.
         cut = int(visible.any(dim=0).int().argmax())
+        lengths = (visible.shape[1] - visible.int().argmax(dim=1)).tolist()
         self._visible, self._positions = visible[:, cut:], self._positions[chosen]
         for layer in self._cache.layers:
-            layer.arrange(order, cut)
+            layer.arrange(order, cut, lengths)

@@ -29,21 +29,29 @@ if TYPE_CHECKING:
 
 ROOM = 32
 """Places by which a buffer grows at least."""
+_MUCH_SHORTER = 4
+"""Rows that have so much fewer places than the longest are copied by themselves."""
 
 
 class Places(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values (rows, heads, places, head_size), as the written part of larger buffers."""
+    """One layer's keys and values (rows, heads, places, head_size), as the written part of larger buffers.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    Args:
+        room: how many of the last places are free, where these tensors are to be the buffers; else they are copied into such.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int = 0) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._hold(keys, values)
+        if room:
+            self._buffers = [keys, values]
+            self._show(keys.shape[0], 0, keys.shape[2] - room)
+        else:
+            self._hold(keys, values)
 
     def _hold(self, keys: Tensor, values: Tensor, before: int = 0, more_rows: int = 0) -> None:
         """Copies what is there into buffers of its own, with so many places before it and so many rows behind it."""
-        # A quarter more each time, as a growing list does it: copying stays proportional to what is written. At least 32
-        # places, or short prompts would copy at every few tokens.
-        room = max(ROOM, keys.shape[2] // 4)
+        room = room_after(keys.shape[2])
         self._buffers = [functional.pad(t, (0, 0, before, room, 0, 0, 0, more_rows)) for t in (keys, values)]
         self._show(keys.shape[0], before, before + keys.shape[2])
 
@@ -66,39 +74,56 @@ class Places(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def add_rows(self, keys: Tensor, values: Tensor) -> None:
-        """Puts rows behind those that are there. All end at the last place; places that a row lacks before are zero."""
+        """Puts rows behind those that are there. All end at the last place; places that a row lacks before are another row's."""
         before, new, places = self.keys.shape[0], keys.shape[0], keys.shape[2]
         rows = before + new
         if rows > self._buffers[0].shape[0] or places > self._stop:
             self._hold(self.keys, self.values, max(0, places - self.keys.shape[2]), new + rows // 4)
         first = self._stop - places
         for buffer, added in zip(self._buffers, (keys, values), strict=True):
-            # Another row was here: what is hidden is multiplied by 0, and its NaN would not be.
-            buffer[before:rows, :, :first] = 0
             buffer[before:rows, :, first : self._stop] = added
         self._show(rows, min(self._start, first), self._stop)
 
-    def arrange(self, order: Sequence[int], cut: int) -> None:
-        """Keeps some rows and cuts places off at the beginning; only rows that change their place are copied.
+    def arrange(self, order: Sequence[int], cut: int, lengths: Sequence[int]) -> None:
+        """Keeps some rows and cuts places off at the beginning; only rows that change their place are copied, and of short ones
+        no more than they have.
 
         Args:
             order: for each row from now on, which of those that are there it is.
             cut: places that no row has any more.
+            lengths: how many of the last places each row from now on has. What is before them stays another row's: it is
+                hidden, and finite as long as rows that were not are cleared.
         """
         moved = [place for place, row in enumerate(order) if place != row]
-        if moved:
-            to = torch.tensor(moved, device=self.device)
-            of = torch.tensor([order[place] for place in moved], device=self.device)
-            for buffer in self._buffers:
-                written = buffer[:, :, : self._stop]  # from the beginning: what was cut off may be shown again
-                written.index_copy_(0, to, written.index_select(0, of))
+        short = max(lengths, default=0) // _MUCH_SHORTER
+        groups = [(stop, to) for stop in (True, False) if (to := [p for p in moved if (lengths[p] <= short) == stop])]
+        for buffer in self._buffers:
+            parts = []
+            for _, to in groups:
+                written = buffer[:, :, self._stop - max(lengths[place] for place in to) : self._stop]
+                of = torch.tensor([order[place] for place in to], device=self.device)
+                parts.append((written, torch.tensor(to, device=self.device), written.index_select(0, of)))
+            for written, place, content in parts:  # once all is read: one may stand where another is to come
+                written.index_copy_(0, place, content)
         self._show(len(order), self._start + cut, self._stop)
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """Takes out what is not finite: hidden places are multiplied by 0, and their NaN would not be."""
+        for buffer in self._buffers:
+            buffer[list(rows)] = 0
 
-def cache_of(pairs: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache that begins with these keys and values, one pair per layer."""
+
+def room_after(places: int) -> int:
+    """Free places of a buffer that begins with so many."""
+    # A quarter more each time, as a growing list does it: copying stays proportional to what is written. At least 32 places, or
+    # short prompts would copy at every few tokens.
+    return max(ROOM, places // 4)
+
+
+def cache_of(pairs: Sequence[tuple[Tensor, Tensor]], room: int = 0) -> DynamicCache:
+    """A cache that begins with these keys and values, one pair per layer; `room` as `Places` takes it."""
     cache = DynamicCache()
-    cache.layers = [Places(keys, values) for keys, values in pairs]
+    cache.layers = [Places(keys, values, room) for keys, values in pairs]
     return cache
 
 
@@ -163,7 +188,8 @@ def rows_past(pasts: Sequence[Past | None]) -> tuple[DynamicCache, Tensor] | Non
         return None
     longest = max(past.keys.shape[2] for past in pasts if past is not None)
     layers, heads, _, size = some.keys.shape
-    keys, values = (some.keys.new_zeros(layers, len(pasts), heads, longest, size) for _ in range(2))
+    room = room_after(longest)
+    keys, values = (some.keys.new_zeros(layers, len(pasts), heads, longest + room, size) for _ in range(2))
     visible = torch.zeros(len(pasts), longest, dtype=torch.long, device=some.keys.device)
     start = 0
     while start < len(pasts):
@@ -172,8 +198,8 @@ def rows_past(pasts: Sequence[Past | None]) -> tuple[DynamicCache, Tensor] | Non
             stop += 1
         if past is not None:
             first = longest - past.keys.shape[2]
-            keys[:, start:stop, :, first:] = past.keys[:, None]
-            values[:, start:stop, :, first:] = past.values[:, None]
+            keys[:, start:stop, :, first:longest] = past.keys[:, None]
+            values[:, start:stop, :, first:longest] = past.values[:, None]
             visible[start:stop, first:] = 1
         start = stop
-    return cache_of(list(zip(keys, values, strict=True))), visible
+    return cache_of(list(zip(keys, values, strict=True)), room), visible

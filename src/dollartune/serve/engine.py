@@ -70,6 +70,8 @@ class BatchingEngine:
         self._wake = threading.Condition()
         self._stopping = False
         self._draining = False
+        self._rows_turn = False
+        """The last turn did a slice of rows."""
         self._busy = False
         """A step is being done: what it took from the queue may not be in a batch yet."""
         self.generated = 0
@@ -199,10 +201,12 @@ class BatchingEngine:
         # not take part in one more step.
         self._do_jobs()
         self._expire()
-        prompts_wait = bool(self._waiting) or any(batch.waits for batch in self._batches.values())
-        share = 0.5 if prompts_wait and self.slices else 1.0
-        self._take_in(share)
-        self.slices.step(share)
+        # Prompts and rows take turns: half of a pause for each would be twice as many passes over all weights.
+        self._rows_turn = bool(self.slices) and not (self._rows_turn and self._prompts_wait())
+        if self._rows_turn:
+            self.slices.step()
+        else:
+            self._take_in()
         for batch in list(self._batches.values()):
             self._guarded(batch, batch.step, list(batch.rows))
             self.generated += len(batch.rows)
@@ -246,9 +250,7 @@ class BatchingEngine:
 
     def _fill(self) -> None:
         """Lets waiting sequences join: those of one lane that are about as long as the one that waits longest."""
-        room = self.limits.batch_rows - self.running
-        if self.running and room < min(self.limits.batch_rows // 8, len(self._waiting)):
-            return  # reading prompts costs a pass of its own, so under load several rows join at a time
+        room = self._room()
         reading = {lane for lane, batch in self._batches.items() if batch.waits}
         with self._wake:  # other threads add to it while it is looked at
             arrived = list(self._waiting)
@@ -303,30 +305,41 @@ class BatchingEngine:
             lane += f"~{longer}"
         return lane or "+0"
 
-    def _take_in(self, share: float) -> None:
+    def _room(self) -> int:
+        """Rows that may join now."""
+        room = self.limits.batch_rows - self.running
+        # Reading prompts costs a pass of its own, so that under load several rows join at a time.
+        return 0 if self.running and room < min(self.limits.batch_rows // 8, len(self._waiting)) else room
+
+    def _prompts_wait(self) -> bool:
+        """Whether there are prompts that can be read now."""
+        return any(batch.waits for batch in self._batches.values()) or (bool(self._waiting) and self._room() > 0)
+
+    def _take_in(self) -> None:
         """Reads prompts of sequences that wait: all that there is room for, since steps of many rows cost little more than
-        those of few; where a reader of a stream waits for its next token, for this share of a pause."""
+        those of few; where a reader of a stream waits for its next token, for no longer than a pause."""
         tokens, seconds = 0, 0.0  # read while somebody waited
         while True:
+            start = time.monotonic()  # letting rows join stacks their adapters
             self._fill()
             watched = self._watched()
-            start, most = time.monotonic(), self._piece.most(share) - tokens if watched else self.limits.prefill_tokens
+            most = self._piece.most() - tokens if watched else self.limits.prefill_tokens
             # Each piece is a pass over all weights: a small rest is left for the next turn.
-            if tokens and watched and (most < self._piece.least or seconds >= self.limits.pause_seconds * share):
+            if tokens and watched and (most < self._piece.least or seconds >= self.limits.pause_seconds):
                 break
-            read = self._read(most, share)
+            read = self._read(most)
             if watched:
                 tokens, seconds = tokens + read, seconds + time.monotonic() - start
             if not read or self._jobs:
                 break
         if tokens:
-            self._piece.took(tokens, seconds, share)
+            self._piece.took(tokens, seconds)
 
     def _watched(self) -> bool:
         """Whether somebody waits for the next token of a text, or for rows of a classification."""
         return bool(self.slices) or any(row.streams for batch in self._batches.values() for row in batch.rows)
 
-    def _read(self, most: int, share: float) -> int:
+    def _read(self, most: int) -> int:
         """Reads a piece of the prompts that are on their way into each batch; gives the tokens read."""
         total = 0
         for batch in list(self._batches.values()):
@@ -334,7 +347,7 @@ class BatchingEngine:
             if not rows:
                 continue
             if total and self._watched():  # the batch before may have rows since it was read
-                most = min(most, total + self._piece.most(share))
+                most = min(most, total + self._piece.most())
 
             def read(batch: RunningBatch = batch, most: int = most) -> None:
                 nonlocal total

@@ -18,10 +18,11 @@ class Limits:
     # 16 rows of 600 more places than they need are as much memory to read in each step as the weights of SmolLM2-135M.
     short_tokens: int = 512
     """Prompts up to this length generate together whatever their lengths; longer ones with those up to four times as long."""
-    # Prompts and labels are computed in pieces between the steps; a reader of a stream notices a second without a word.
-    pause_seconds: float = 0.4
-    """Longest time for which pieces of prompts and a slice of rows keep the texts that run from their next token; where both
-    wait, each has half of it."""
+    # Prompts and labels are computed in pieces between the steps; a reader of a stream notices a second without a word. A piece
+    # may take twice what it was sized for, and a step of some dozen rows comes on top.
+    pause_seconds: float = 0.25
+    """Longest time for which pieces of prompts, or a slice of rows, keep the texts that run from their next token; where both
+    wait, they take turns."""
     shared_bytes: int | None = None
     """Keys and values of earlier prompts that are kept for prompts that begin alike; 0 keeps none, None as many as take a tenth
     of the memory that is free once the backbone is there."""

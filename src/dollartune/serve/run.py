@@ -144,9 +144,9 @@ def serve(
         # Headers above 64 kB are refused; real ones, with long keys, stay below 16 kB.
         h11_max_incomplete_event_size=64_000,
     )
-    sys.setswitchinterval(
-        0.0005
-    )  # else a busy address keeps the engine's thread waiting 5 ms after each tensor operation
+    # Else an event loop that is busy keeps the engine's thread waiting for 5 ms after each tensor operation, of which a pass has
+    # a thousand. The loop goes on during each of them.
+    sys.setswitchinterval(0.0001)
     # What is there now, some 400,000 objects of libraries, stays: looking through them for garbage takes a fifth of a second, for
     # which every stream would stand still.
     gc.collect()

@@ -66,8 +66,8 @@ class Slices:
         """Queues work; callable from any thread."""
         self._waiting.append(work)
 
-    def step(self, share: float = 1.0) -> None:
-        """Does one slice, in this share of the pause."""
+    def step(self) -> None:
+        """Does one slice."""
         now = time.monotonic()
         for work in list(self._waiting):
             if work.gone:
@@ -82,10 +82,10 @@ class Slices:
         if len(self._sizes) > _SIZES:
             self._sizes.clear()
         size_of = self._sizes.setdefault(kind, PieceSize(self.pause_seconds, _START))
-        taken, size = self._take(kind, size_of.most(share))
+        taken, size = self._take(kind, size_of.most())
         start = time.monotonic()
         self._do(taken)
-        size_of.took(size, time.monotonic() - start, share)
+        size_of.took(size, time.monotonic() - start)
         if self._waiting and self._waiting[0] is first:  # to the end, so that another kind has its turn
             self._waiting.rotate(-1)
 
