@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from dollartune import Study
+from dollartune.engines.base import LEAST_TEST_ROWS
 from dollartune.engines.stage_limits import StageLimits
 from dollartune.engines.trial_context import RowCosts
+from dollartune.engines.trial_scores import TrialScorer
 from dollartune.methods.registry import build_method
 from dollartune.train.solve import solve_on_all_seconds
 from dollartune.trials.record import DoneRecord
@@ -80,3 +82,32 @@ def test_more_rows_take_as_many_more_seconds_as_operations() -> None:
     more = method.solve_operations(300, 64, 3) / method.solve_operations(100, 64, 3)
     backbone: Any = None
     assert solve_on_all_seconds(state, [row] * 200, backbone, store, 0.1) == pytest.approx(3.0 + 2.0 * more)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("left", "rows"), [(-3.0, LEAST_TEST_ROWS), (1.0, LEAST_TEST_ROWS), (10.25, 80), (float("inf"), None)]
+)
+def test_a_solved_adapter_is_scored_on_the_rows_that_what_is_left_pays_for(left: float, rows: int | None) -> None:
+    """Features took 50 s of 500 rows, longer than they should have: what has been solved is not lost."""
+    from types import SimpleNamespace as Facts
+
+    state: Any = Facts(
+        adapter=Facts(readout=Facts(rows_share=0.5)), train=[Facts(label=0)] * 1000,
+        progress=Facts(seconds=53.0, solution_seconds=3.0),
+    )  # fmt: skip
+    nothing: Any = None
+    scorer = TrialScorer(nothing, Facts(ledger=None), nothing, Facts(left=lambda trial: left))  # type: ignore[arg-type]
+    assert scorer._affordable(nothing, state) == rows
+
+
+def test_a_search_trial_whose_money_is_short_has_a_score(study_of: Any, local_backbone: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(TrialScorer, "_affordable", lambda self, trial, state: 3)
+    study = Study(
+        study_of(
+            backbone=str(local_backbone("bert")), methods=["linear_probe"], baselines=False, search="anytime",
+            budget={"seconds": 120.0, "per": "study"},
+        )
+    )  # fmt: skip
+    study.run()
+    tried = [record for record in study.results().everything if record.status in ("tried", "done")]
+    assert {record.validation.examples for record in tried if record.validation is not None} == {3}

@@ -18,7 +18,7 @@ from dollartune import format as numbers
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Share
 from dollartune.engines.adapters import average_with
-from dollartune.engines.base import validation_rows
+from dollartune.engines.base import EVALUATION_MARGIN, EVALUATION_SECONDS, LEAST_TEST_ROWS, validation_rows
 from dollartune.errors import UserError
 from dollartune.evaluate.class_offsets import held_out_offsets, prior_offsets
 from dollartune.evaluate.evaluation import CALIBRATION_ROWS
@@ -26,7 +26,7 @@ from dollartune.export.directory import load_adapter
 from dollartune.metrics import counts_rare_classes
 from dollartune.train.distributed import processes
 from dollartune.train.head_start import has_offsets, shift_classes
-from dollartune.train.solve import FEATURE_ROWS, solve_on_all, solve_on_all_seconds
+from dollartune.train.solve import FEATURE_ROWS, solve_on_all, solve_on_all_seconds, solved_rows
 from dollartune.trials.build_record import validation_result
 from dollartune.trials.record import ValidationResult
 
@@ -90,6 +90,8 @@ class TrialScorer:
         ):
             self.display.evaluating(trial)
             rows = context.splits.validation[: validation_rows(cohort, context.costs(), self.settings)]
+            if state is not None and trial.solved and cohort.purpose == "search":
+                rows = rows[: self._affordable(trial, state)]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             if trial.solved:
                 context.row_costs.note_rows(validation.examples)
@@ -110,6 +112,16 @@ class TrialScorer:
                 context.row_costs.note_test(test.seconds, test.examples)
         validated = validation_result(validation, context.task, test is None)
         return TrialScores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
+
+    def _affordable(self, trial: Trial, state: TrialState) -> int | None:
+        """Validation rows on which a solved trial can still be scored, where its features took longer than they should have: what
+        has been solved is there, and without a score nobody would get it."""
+        left = self.limits.left(trial) - EVALUATION_SECONDS
+        rows = solved_rows(state.adapter, state.train)
+        each = (state.progress.seconds - state.progress.solution_seconds) / max(1, len(rows))
+        if math.isinf(left) or each <= 0:
+            return None
+        return max(LEAST_TEST_ROWS, int(left / (EVALUATION_MARGIN * each)))
 
     def score_stored(self, cohort: Cohort, trial: Trial, context: TrialContext) -> Evaluation:
         """The adapter that a search trial left, on the test rows."""
