@@ -116,7 +116,7 @@ class AnytimeWords:
         where, tried = self.history.cell.name(), len(self.history.state.runs)
         if best is None:
             return f"{where}: no adapter came about."
-        of = f"is the highest of {tried} runs on the validation rows" if tried > 1 else "is the only run"
+        of = f"is the highest of {tried} runs" if tried > 1 else "is the only run"
         return f"{where}: {self.history.score_words(best)} {of}. Ended: {reason}"
 
 
