@@ -24,7 +24,7 @@ from dollartune.methods.intrinsic import Intrinsic
 from dollartune.methods.lora import LoRA
 from dollartune.methods.norm import Norm
 from dollartune.methods.vera import VeRA
-from dollartune.testing import TinyBackbone, tiny_backbone
+from dollartune.testing import TinyBackbone, tiny, tiny_backbone
 from dollartune.testing.practice import finish, perturb, split_by_rows, train
 
 
@@ -64,6 +64,13 @@ def test_ranks_and_scales_may_differ() -> None:
     assert_rows_equal_alone(backbone, adapters, [1, 0, 2, 1])
 
 
+@pytest.fixture
+def changed_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models that may be changed: no other test gets them."""
+    monkeypatch.setattr(tiny, "BUILT", {})
+
+
+@pytest.mark.usefixtures("changed_backbones")
 @pytest.mark.parametrize("init", ["zero", "pissa"])
 def test_scales_may_differ_in_half_precision_too(init: Any) -> None:
     backbone = tiny_backbone("llama")
@@ -81,6 +88,7 @@ class ScaleNorm(nn.Module):
         return functional.normalize(x, dim=-1) * self.weight * self.g
 
 
+@pytest.mark.usefixtures("changed_backbones")
 def test_single_numbers_are_stacked_too() -> None:
     backbone = tiny_backbone("opt")
     model: Any = backbone.model

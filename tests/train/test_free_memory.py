@@ -91,7 +91,7 @@ def test_the_file_of_the_cache_takes_half_of_the_free_disk(tmp_path: Path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     cache = FrozenPrefixCache(0, tmp_path)
     for name in (b"a", b"b", b"c"):  # 200 bytes each
-        cache._store(name, torch.zeros(5, 10))
+        cache._store(name, torch.zeros(5, 10), 0.0, "")
     assert (cache.disk_bytes, cache.disk_used) == (500, 400)
 
 
