@@ -352,38 +352,45 @@ def test_paths_of_results(study_of: Any, tmp_path: Path) -> None:
         open_study(other.store.root)
 
 
+@pytest.fixture
+def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Each step of each training, by its number, as it is made."""
+    made: list[int] = []
+    step = TrialState.step
+
+    def counted(self: TrialState, loss: float) -> None:
+        step(self, loss)
+        made.append(self.progress.step)
+
+    monkeypatch.setattr(TrialState, "step", counted)
+    return made
+
+
 def test_a_trial_that_the_budget_ended_goes_on_from_its_checkpoint_with_more_money(
-    study_of: Any, monkeypatch: pytest.MonkeyPatch
+    study_of: Any, steps_made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"epochs": 4, "batch_size": 8, "patience": None}
     whole = Study(study_of(name="whole", methods=["bitfit"], training=training))
     (expected,) = whole.run(display=Display()).done()
     poor = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 60.0, "per": "method"}))
-    steps: list[int] = []
-    step = TrialState.step
-
-    def counted(self: TrialState, loss: float) -> None:
-        step(self, loss)
-        steps.append(self.progress.step)
-
-    monkeypatch.setattr(TrialState, "step", counted)
+    steps_made.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(CohortTrainer, "out_of_time", lambda self: len(steps) >= 3, raising=False)
+        patched.setattr(CohortTrainer, "out_of_time", lambda self: len(steps_made) >= 3, raising=False)
         run = CohortTrainer.run
 
         def cut(self: CohortTrainer) -> None:
-            self.out_of_time = lambda: len(steps) >= 3
+            self.out_of_time = lambda: len(steps_made) >= 3
             run(self)
 
         patched.setattr(CohortTrainer, "run", cut)
         (record,) = poor.run(display=Display()).done()
     assert record.training.stopped == "budget"
-    assert steps == [1, 2, 3]
+    assert steps_made == [1, 2, 3]
     (same,) = poor.run(display=Display()).done()  # no more money: it is done
     assert same == record
     rich = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 600.0, "per": "method"}))
     (record,) = rich.run(display=Display()).done()
-    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert steps_made == [1, 2, 3, 4, 5, 6, 7, 8]
     assert record.training.stopped == "finished"
     assert record.test.scores == expected.test.scores
     assert [row.validation_loss for row in record.training.history] == pytest.approx(
@@ -392,30 +399,24 @@ def test_a_trial_that_the_budget_ended_goes_on_from_its_checkpoint_with_more_mon
 
 
 def test_a_trial_that_the_budget_cuts_ends_decayed_and_goes_on_from_before_the_decay(
-    study_of: Any, monkeypatch: pytest.MonkeyPatch
+    study_of: Any, steps_made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"epochs": 10, "batch_size": 4, "patience": None}
     whole = Study(study_of(name="whole", methods=["bitfit"], training=training))
     (expected,) = whole.run(display=Display()).done()
     poor = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 60.0, "per": "method"}))
-    steps: list[int] = []
-    step = TrialState.step
-
-    def counted(self: TrialState, loss: float) -> None:
-        step(self, loss)
-        steps.append(self.progress.step)
+    steps_made.clear()
 
     class Notes(Display):
         def note(self, text: str) -> None:
             notes.append(text)
 
     notes: list[str] = []
-    monkeypatch.setattr(TrialState, "step", counted)
     with monkeypatch.context() as patched:
         # ten steps in all are paid for: a clock of its own would need as long
         patched.setattr("dollartune.engines.cohort_worker.end_decayed", lambda look: 10 if look.step >= 8 else 40)
         (record,) = poor.run(display=Notes()).done()
-    assert steps == list(range(1, 11))
+    assert steps_made == list(range(1, 11))
     assert record.training.stopped == "budget"
     assert [(one.step, one.total_steps) for one in record.training.plan] == [(0, 40), (8, 10)]
     assert record.training.history[-1].step == 10
@@ -424,7 +425,7 @@ def test_a_trial_that_the_budget_cuts_ends_decayed_and_goes_on_from_before_the_d
     ]
     rich = Study(study_of(methods=["bitfit"], training=training, budget={"seconds": 600.0, "per": "method"}))
     (record,) = rich.run(display=Display()).done()
-    assert steps[10:] == list(range(9, 41)), "from before the decay"
+    assert steps_made[10:] == list(range(9, 41)), "from before the decay"
     assert record.training.stopped == "finished"
     assert record.test.scores == expected.test.scores
     assert [row.validation_loss for row in record.training.history] == pytest.approx(

@@ -265,9 +265,8 @@ def real_inputs(backbone: Backbone, info: Mapping[str, Any], data: Path, rows: i
 
 
 _KEPT = (
-    *("max_length", "reserved_places", "dtype", "quantize", "anatomy"),
-    *("scores", "cost", "trial", "study", "license", "rows_seen"),
-)
+    "max_length", "reserved_places", "dtype", "quantize", "anatomy", "scores", "cost", "trial", "study", "license", "rows_seen",
+)  # fmt: skip
 """What an adapter that comes back remembers: how it is asked, and what was found out, the rows it has seen among it."""
 
 

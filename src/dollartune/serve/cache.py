@@ -96,15 +96,21 @@ class Places(DynamicLayer):  # type: ignore[misc]
         """
         moved = [place for place, row in enumerate(order) if place != row]
         short = max(lengths, default=0) // _MUCH_SHORTER
-        groups = [(stop, to) for stop in (True, False) if (to := [p for p in moved if (lengths[p] <= short) == stop])]
+        by_size = [p for p in moved if lengths[p] <= short], [p for p in moved if lengths[p] > short]
+        copies = [
+            (
+                self._stop - max(lengths[place] for place in to),
+                torch.tensor([order[place] for place in to], device=self.device),
+                torch.tensor(to, device=self.device),
+            )
+            for to in by_size
+            if to
+        ]
         for buffer in self._buffers:
-            parts = []
-            for _, to in groups:
-                written = buffer[:, :, self._stop - max(lengths[place] for place in to) : self._stop]
-                of = torch.tensor([order[place] for place in to], device=self.device)
-                parts.append((written, torch.tensor(to, device=self.device), written.index_select(0, of)))
-            for written, place, content in parts:  # once all is read: one may stand where another is to come
-                written.index_copy_(0, place, content)
+            # All is read before anything is written: one may stand where another is to come.
+            read = [buffer[:, :, first : self._stop].index_select(0, of) for first, of, _ in copies]
+            for (first, _, to), content in zip(copies, read, strict=True):
+                buffer[:, :, first : self._stop].index_copy_(0, to, content)
         self._show(len(order), self._start + cut, self._stop)
 
     def clear(self, rows: Sequence[int]) -> None:

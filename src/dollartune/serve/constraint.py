@@ -32,7 +32,7 @@ _OWN_WORDS = ("additionalProperties", "patternProperties", "minProperties")
 _BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 """Words whose value holds schemas under names of the user's, which may be called like words."""
 _NO_SCHEMAS = ("enum", "const", "default", "examples", "required")
-FORMATS = (*("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"),)
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 """Of texts, those that llguidance knows."""
 
 
