@@ -72,6 +72,34 @@ def shared_models_are_left_bare() -> Iterator[None]:
         assert not hooked, f"something is still attached to the tiny {name}"
 
 
+LOOKS: dict[str, list[Any]] = {}
+"""What each tiny backbone is made of when it is new."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_models_stay_what_they_are() -> Iterator[None]:
+    """Fails where a file of tests has changed a tiny backbone (another module in a place, another number format), instead of in
+    the files after it. Whoever wants to change one replaces `tiny.BUILT` for so long."""
+    yield
+    tiny = sys.modules.get("dollartune.testing.tiny")
+    for name, built in [] if tiny is None else list(tiny.BUILT.items()):
+        if name not in LOOKS:
+            LOOKS[name] = _look(tiny._new_backbone(name).model)
+        if (look := _look(built.model)) != LOOKS[name]:
+            del tiny.BUILT[name]
+            MODULES.pop(name, None)
+            differing = [now for now, new in zip(look, LOOKS[name], strict=False) if now != new]
+            raise AssertionError(f"the tiny {name} was changed: {differing[:3]}")
+
+
+def _look(model: Any) -> list[Any]:
+    """Each module's kind, and the number formats of its own tensors."""
+    return [
+        (name, type(module), [one.dtype for one in module.parameters(recurse=False)])
+        for name, module in model.named_modules()
+    ]
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
