@@ -19,16 +19,20 @@ HERE = Path(__file__).resolve().parent
 
 
 class Contestant:
-    """A worker process. `ask` sends one command and returns its answer."""
+    """A worker process. `ask` sends one command and returns its answer.
 
-    def __init__(self, spec: Mapping[str, Any], log: Path) -> None:
+    Args:
+        root: the working tree whose worker and package take part.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], log: Path, root: Path = HERE.parent) -> None:
         self.name = str(spec["side"])
         self.log = log
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "worker.py"), json.dumps(spec)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=HERE.parent,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+                [sys.executable, str(root / "bench" / "worker.py"), json.dumps(spec)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root,
+                env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(root / "src")},
             )  # fmt: skip
 
     def answer(self) -> dict[str, Any]:
@@ -57,12 +61,19 @@ class Contestant:
 
 
 @contextmanager
-def contestants(specs: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[list[Contestant]]:
-    """Starts one worker per spec, one after the other, and ends them all."""
+def contestants(
+    specs: Sequence[Mapping[str, Any]], folder: Path, roots: Sequence[Path] | None = None
+) -> Iterator[list[Contestant]]:
+    """Starts one worker per spec, one after the other, and ends them all.
+
+    Args:
+        roots: each one's working tree; this one where not given.
+    """
     with ExitStack() as stack:
         found = []
         for number, spec in enumerate(specs):
-            contestant = Contestant(spec, folder / f"{number}-{spec['side']}.log")
+            root = HERE.parent if roots is None else roots[number]
+            contestant = Contestant(spec, folder / f"{number}-{spec['side']}.log", root)
             stack.callback(contestant.end)
             contestant.answer()
             found.append(contestant)
