@@ -29,8 +29,9 @@ real: $(INSTALLED)  ## Fetch a real instruct model and a sentence encoder (180 M
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[gguf]' -c constraints.txt
 	$(BIN)/dollartune backbones get smollm2-135m minilm-l6
 
+# Three processes on two cores: for a fifth of their time they wait, for processes that tests start and for clocks.
 test: $(INSTALLED_TEST)  ## Set up and run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 bench-planner: $(INSTALLED_TEST)  ## Planned against measured memory and seconds, 88 settings with one and two threads; resumable
 	$(BIN)/python bench/planner.py

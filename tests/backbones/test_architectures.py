@@ -61,14 +61,20 @@ def tools() -> Any:
             sys.modules.pop(name, None)
 
 
+ALWAYS = ("lora, all linears", "prefix", "prompt", "full")
+"""Methods that need all that is known of a family; of the others each architecture gets every second one, in turns."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SORTS.values(), ids=list(SORTS))
 def test_every_check_holds(name: str, tools: Any, tmp_path: Path) -> None:
     make_models, sweep, _ = tools
     make_models.make(make_models.RECIPES[name], tmp_path / name)
-    report = sweep.judge(tmp_path / name, batches=BATCHES)
+    others = [label for label in sweep.METHODS if label not in ALWAYS]
+    methods = {*ALWAYS, *others[list(SORTS.values()).index(name) % 2 :: 2]}
+    report = sweep.judge(tmp_path / name, [label for label in sweep.METHODS if label in methods], BATCHES)
     assert not report.faults, report.faults
-    assert report.count("ok") >= 14
+    assert report.count("ok") >= 10
 
 
 def test_a_check_that_should_fail_does(tools: Any, tmp_path: Path) -> None:

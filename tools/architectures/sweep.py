@@ -26,7 +26,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -360,8 +360,14 @@ class Sweep:
         return written[start:]
 
 
-def judge(folder: Path, only: tuple[str, ...] = (), batches: Sequence[int] = neighbours.BATCHES) -> Report:
-    """Every check of one architecture; the folder's name is its recipe's, if it has one."""
+def judge(
+    folder: Path, labels: Collection[str] = tuple(METHODS), batches: Sequence[int] = neighbours.BATCHES
+) -> Report:
+    """Every check of one architecture; the folder's name is its recipe's, if it has one.
+
+    Args:
+        labels: those of `METHODS` that are attached; the other checks are made whatever they are.
+    """
     report = Report(folder.name)
     loaded: list[Any] = []
     recipe = RECIPES.get(folder.name)
@@ -377,7 +383,7 @@ def judge(folder: Path, only: tuple[str, ...] = (), batches: Sequence[int] = nei
         return report
     torch.manual_seed(0)
     if why := loaded[0].anatomy.family.refusals.get("training"):
-        for label in METHODS:
+        for label in labels:
             report.run(label, lambda label=label: str(attach(loaded[0].model, build_method(METHODS[label]))))
         report.add("training", "refused", why)
     try:
@@ -398,12 +404,11 @@ def judge(folder: Path, only: tuple[str, ...] = (), batches: Sequence[int] = nei
     elif sweep.padding_matters > 1e-3:
         report.add("padding", "WRONG", f"it moves the bare logits by {sweep.padding_matters:.1e}, unsaid")
     trainable = "training" not in loaded[0].anatomy.family.refusals
-    for label in (only or METHODS) if trainable else ():
+    for label in labels if trainable else ():
         sweep.check_method(label)
-    if not only:
-        report.run("head", lambda: head(folder))
-        report.run("probe", lambda: probe(folder))
-    if sweep.language and not only:
+    report.run("head", lambda: head(folder))
+    report.run("probe", lambda: probe(folder))
+    if sweep.language:
         for check, run in neighbours.CHECKS.items():
             report.run(check, lambda run=run: run(sweep.backbone, folder, batches))
         for label in (None, "lora", "prefix", "prompt"):
@@ -479,10 +484,10 @@ def quiet() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--method", action="append", choices=tuple(METHODS), help="only these; default: all")
+    parser.add_argument("--method", action="append", choices=tuple(METHODS), help="attach only these; default: all")
     given = parser.parse_args()
     quiet()
-    report = judge(given.model, tuple(given.method or ()))
+    report = judge(given.model, given.method or tuple(METHODS))
     for check, result, detail in report.rows:
         print(f"{check:26s} {result:8s} {detail}"[:240])
     return int(bool(report.faults))

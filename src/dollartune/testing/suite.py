@@ -177,8 +177,10 @@ class MethodSuite:
 
     def test_finished_then_saved_and_loaded_bit_equal(self, backbone: TinyBackbone) -> None:
         adapter = self.new_adapter(backbone)
+        chooses = any(type(method).finish is not Method.finish for method in self.methods())
         with attached_to(backbone, adapter) as attached:
-            train(backbone, attached, adapter, steps=6, lr=self.overfit_lr)
+            # What is chosen at the end depends on what was learned; where nothing is, one step moves all weights.
+            train(backbone, attached, adapter, steps=6 if chooses else 1, lr=self.overfit_lr)
         finish(adapter)
         self._check_round_trip(backbone, adapter)
 
