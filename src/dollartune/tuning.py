@@ -339,7 +339,7 @@ SHORT = 0.5
 def _longest(records: Sequence[TrialRecord]) -> list[tuple[list[TrialRecord], str]]:
     """Records with the words for them, seeds of a setting together: without short runs of settings that were trained longer, too;
     others say theirs."""
-    # Solved methods have none, and are what they are.
+    # Solved methods have none, and are what they are; those whose time ended say on how many rows.
     steps = {record.id: record.training.steps for record in records if record.training and record.trial.steps}
     most = max(steps.values(), default=0)
     longest: dict[str, int] = {}
@@ -351,7 +351,8 @@ def _longest(records: Sequence[TrialRecord]) -> list[tuple[list[TrialRecord], st
         if own is not None and own < SHORT * longest[label]:
             continue
         short = own is not None and own < SHORT * most
-        shown.setdefault(f"{label}, {own} steps" if short else label, []).append(record)
+        more = f", {own} steps" if short else f", {record.fewer_rows}" if record.fewer_rows else ""
+        shown.setdefault(f"{label}{more}", []).append(record)
     return [(alike, f"{label}, {len(alike)} runs" if len(alike) > 1 else label) for label, alike in shown.items()]
 
 

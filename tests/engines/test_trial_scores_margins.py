@@ -85,23 +85,27 @@ def test_more_rows_take_as_many_more_seconds_as_operations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "rows"), [(-3.0, LEAST_TEST_ROWS), (1.0, LEAST_TEST_ROWS), (10.25, 80), (float("inf"), None)]
+    ("left", "count"), [(-3.0, LEAST_TEST_ROWS), (1.0, LEAST_TEST_ROWS), (10.25, 90), (float("inf"), 130)]
 )
-def test_a_solved_adapter_is_scored_on_the_rows_that_what_is_left_pays_for(left: float, rows: int | None) -> None:
-    """Features took 50 s of 500 rows, longer than they should have: what has been solved is not lost."""
+def test_a_solved_adapter_is_scored_on_the_rows_that_what_is_left_pays_for(left: float, count: int) -> None:
+    """A row takes 0.1 s, longer than it should have: what has been solved is not lost."""
     from types import SimpleNamespace as Facts
 
     state: Any = Facts(
-        adapter=Facts(readout=Facts(rows_share=0.5)), train=[Facts(label=0)] * 1000,
-        progress=Facts(seconds=53.0, solution_seconds=3.0),
-    )  # fmt: skip
+        adapter=Facts(readout=Facts(pooling=("mean",), most_tokens=None)), progress=Facts(seconds_per_row=0.1)
+    )
+    rows = [Facts(content=number) for number in range(130)]
+    # of the first 20 rows half are there already, and take nothing
+    context: Any = Facts(
+        validation=rows, backbone=None, features=Facts(missing=lambda backbone, rows, pooling: rows[10:])
+    )
     nothing: Any = None
     scorer = TrialScorer(nothing, Facts(ledger=None), nothing, Facts(left=lambda trial: left))  # type: ignore[arg-type]
-    assert scorer._affordable(nothing, state) == rows
+    assert scorer._affordable(nothing, context, state, 130) == count
 
 
 def test_a_search_trial_whose_money_is_short_has_a_score(study_of: Any, local_backbone: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(TrialScorer, "_affordable", lambda self, trial, state: 3)
+    monkeypatch.setattr(TrialScorer, "_affordable", lambda *_: 3)
     study = Study(
         study_of(
             backbone=str(local_backbone("bert")), methods=["linear_probe"], baselines=False, search="anytime",

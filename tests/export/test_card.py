@@ -221,6 +221,14 @@ def test_baselines_that_were_scored_on_other_rows_are_not_said_to_be_on_the_same
     assert "| majority | 0.5500 | 200 |" in text
 
 
+def test_a_card_says_on_how_many_rows_something_was_solved(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, "llama", "language")
+    record = folder.parent / "record.json"
+    mine = json.loads(record.read_text())
+    record.write_text(json.dumps({**mine, "training": {"rows_share": 0.43}}))
+    assert "Tuned on 21 rows with seed 3" in write_card({"study": study_facts(folder)}, "one")
+
+
 class Hub:
     """What of the hub's client a push uses."""
 

@@ -53,6 +53,7 @@ class ByHand:
     def ran(
         self, cohort: Cohort, score: float, seconds: float, steps: int = 0, best: int | None = None,
         curve: tuple[tuple[int, float], ...] = (), after: float = 0.1, parameters: int = 20_000, rows: int = 1000,
+        rows_share: float | None = None,
     ) -> float:  # fmt: skip
         """Books a run and tells the scheduler of it; returns the seconds that it was allowed."""
         (trial,) = cohort.trials
@@ -60,7 +61,8 @@ class ByHand:
         with self.ledger.book("tune", trial=trial.identifier):
             self.clock.now += seconds
         training = {
-            "stopped": "finished", "best_validation_loss": 1 - score, "seconds": seconds - after, "steps": steps,
+            "stopped": "finished" if rows_share is None else "budget", "rows_share": rows_share,
+            "best_validation_loss": 1 - score, "seconds": seconds - after, "steps": steps,
             "best_step": steps if best is None else best,
             "history": [{"epoch": 0.0, "step": step, "seconds": 0.0, "train_loss": 1.0, "validation_loss": loss}
                         for step, loss in curve],

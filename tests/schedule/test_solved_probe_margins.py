@@ -130,7 +130,7 @@ def test_a_part_of_texts_comes_after_tokens_alone_unless_it_says_no_more(
     assert hand.next().trials[0].variant.group == "full"
 
 
-@pytest.mark.parametrize(("took", "expected"), [(1.0, 1.0), (6.5, 0.53), (8.0, None)])
+@pytest.mark.parametrize(("took", "expected"), [(1.0, 1.0), (6.5, 0.83), (14.0, 0.39), (15.0, None)])
 def test_a_share_that_went_quicker_than_expected_is_made_larger_where_nothing_is_trained(
     by_hand: Any, took: float, expected: float | None
 ) -> None:
@@ -147,3 +147,29 @@ def test_a_share_that_went_quicker_than_expected_is_made_larger_where_nothing_is
         return
     config = hand.next().trials[0].variant.build()[0].config
     assert config.rows_share == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(("there", "expected"), [(0.1, 0.17), (0.6, None)])
+def test_a_share_that_time_cut_is_made_larger_where_nothing_is_trained(
+    by_hand: Any, there: float, expected: float | None
+) -> None:
+    """Of pictures, whose features were to take 5 s: the clock gave the share, and less was needed afterwards."""
+    hand = by_hand(20.0, row_seconds=0.1, test=1)
+    hand.scheduler.measured(*hand.scheduler.to_measure(), TrialCost(1, 5.0, 0.0, 0.0, 0.0, 0.0))
+    hand.ran(hand.next(), 0.5, 10.0, rows_share=there)
+    for _ in range(2):  # the second time there is no other setting, and no more time
+        if expected is None:
+            break
+        config = hand.next().trials[0].variant.build()[0].config
+        assert config.rows_share == pytest.approx(expected, abs=0.02)
+        hand.ran(hand.next(), 0.5, 9.0, rows_share=there)
+        expected = None
+    assert hand.over
+
+
+def test_of_one_probe_that_which_had_more_rows_in_the_end_is_the_incumbent(by_hand: Any) -> None:
+    hand = by_hand(100.0)
+    hand.scheduler.measured(*hand.scheduler.to_measure(), TrialCost(1, 53.5, 0.0, 0.0, 0.0, 0.0))
+    for share in (0.14, 0.05):
+        hand.ran(hand.next(), 0.5, 1.0, rows_share=share)
+    assert hand.scheduler.history.incumbent() == hand.scheduler.state.runs[0]

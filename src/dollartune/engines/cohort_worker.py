@@ -300,11 +300,14 @@ class CohortWorker:
         states = [self._attach(trial, context, training) for trial in cohort.trials]
         rows_per_pass = training.micro_batch_size or FEATURE_ROWS
         if cohort.trials[0].solved:
-            with until(
-                self.limits.limit_end(limit), f"features took longer than the {limit.seconds:.1f} s that they may."
-            ):
+            most = f"features and solution took longer than the {limit.seconds:.1f} s that they may."
+            with until(self.limits.limit_end(limit), most):
                 for state in states:
-                    solve(state, context.backbone, context.attached, context.features, rows_per_pass)
+                    left = self.limits.solution_left(cohort, context, limit, state)
+                    solve(
+                        state, context.backbone, context.attached, context.features, rows_per_pass,
+                        left, context.row_costs.seconds_per_validation_row,
+                    )  # fmt: skip
             return states
         checkpoints = self.driver.checkpoints(cohort.name)
         # Before a head is begun at the probe: a resumed trial has a head already.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dollartune.engines.adapters import adapter_info
 from dollartune.engines.feature_account import FeatureAccount
 from dollartune.errors import UserError
 from dollartune.export.directory import save_adapter, update_info
+from dollartune.train.rows_in_time import share_of
 from dollartune.trials.build_record import error_class, evaluated_record, failed_record, scored_record
 from dollartune.trials.record import AdapterFile, Cost, Failure, Measured, Parameters, TrialRecord, made_of
 
@@ -72,9 +74,10 @@ class RecordWriter:
             return None
         with self.ledger.book("export", trial=trial.identifier, method=trial.variant.group):
             shown = scores.test.scores if scores.test is not None else {}
+            trained = share_of(context.splits.train, state.progress.rows_share or 1.0)
             info = adapter_info(
                 trial, context.task, context.backbone, self.settings, shown, self.whole_cost(trial), self.places,
-                context.splits, trial.averaged_with is not None or state.progress.on_validation,
+                replace(context.splits, train=tuple(trained)), trial.averaged_with is not None or state.progress.on_validation,
             )  # fmt: skip
             size = save_adapter(self.driver.folder(trial.identifier) / "adapter", state.adapter, info)
         return AdapterFile(folder="adapter", bytes=size)

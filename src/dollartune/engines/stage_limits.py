@@ -4,6 +4,7 @@
                              |  load  |  train                | evaluate, export, write  |
                                                     training_end                 limit_end
 
+Training asks its end before each step, and what is solved before each stage of its features (`solution_left`).
 What is without steps runs inside `until_spent`, which interrupts it only when the whole account is used up: what others left may
 be used to end what has begun.
 """
@@ -13,16 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dollartune.budget.deadline import Deadline, closing_seconds, until
-from dollartune.engines.base import Cohort, TimeLimit, evaluation_seconds
+from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds, validation_rows
 from dollartune.engines.measure_cost import WRITING
+from dollartune.train.features import read_of
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
     from dollartune.config import StudySettings
     from dollartune.engines.trial_context import TrialContext
+    from dollartune.train.rows_in_time import SecondsLeft
     from dollartune.train.trial import TrialState
     from dollartune.trials.trial import Trial
 
@@ -66,9 +70,34 @@ class StageLimits:
         without a limit."""
         if math.isinf(limit.seconds):
             return None
-        # The reserve is what the user set, the other what was measured: the larger one holds.
-        kept = max(limit.seconds * limit.reserve, evaluation_seconds(cohort, context.costs(), self.settings))
         # one more validation, which may just have begun, and the checkpoint that training ends with
+        kept = self._after_training(cohort, context.costs(), limit)
         kept += context.seconds_per_validation + WRITING * sum(state.adapter.count() for state in states)
         # Of the account, `remaining - limit` belongs to other cohorts, and `kept` to what follows the training.
         return self.ledger.deadline(self.ledger.remaining(limit.method) - limit.seconds + kept, limit.method)
+
+    def solution_left(
+        self, cohort: Cohort, context: TrialContext, limit: TimeLimit, state: TrialState
+    ) -> SecondsLeft | None:
+        """The same for a trial that is solved, by the pace of its rows, which evaluating has too. None without a limit."""
+        end, readout = self.limit_end(limit), state.adapter.readout
+        if end is None or readout is None:
+            return None
+        count = validation_rows(cohort, context.costs(), self.settings)
+        read = read_of(readout, context.validation[:count])
+        # rows that are there already, and tokens that are counted alone, take no pass
+        unknown = len(context.features.missing(context.backbone, read, readout.pooling))
+
+        def left(seconds_per_row: float) -> float:
+            costs = replace(
+                context.costs(), validation_rows=unknown, seconds_per_validation_row=seconds_per_row,
+                seconds_per_row=seconds_per_row,
+            )  # fmt: skip
+            kept = self._after_training(cohort, costs, limit) + WRITING * state.adapter.count()
+            return end.ledger.remaining(end.method) - end.reserve_seconds - kept
+
+        return left
+
+    def _after_training(self, cohort: Cohort, costs: EvaluationCost, limit: TimeLimit) -> float:
+        # The reserve is what the user set, the other what was measured: the larger one holds.
+        return max(limit.seconds * limit.reserve, evaluation_seconds(cohort, costs, self.settings))

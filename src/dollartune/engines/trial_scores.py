@@ -25,8 +25,9 @@ from dollartune.evaluate.evaluation import CALIBRATION_ROWS
 from dollartune.export.directory import load_adapter
 from dollartune.metrics import counts_rare_classes
 from dollartune.train.distributed import processes
+from dollartune.train.features import read_of
 from dollartune.train.head_start import has_offsets, shift_classes
-from dollartune.train.solve import FEATURE_ROWS, solve_on_all, solve_on_all_seconds, solved_rows
+from dollartune.train.solve import FEATURE_ROWS, solve_on_all, solve_on_all_seconds
 from dollartune.trials.build_record import validation_result
 from dollartune.trials.record import ValidationResult
 
@@ -91,7 +92,7 @@ class TrialScorer:
             self.display.evaluating(trial)
             rows = context.splits.validation[: validation_rows(cohort, context.costs(), self.settings)]
             if state is not None and trial.solved and cohort.purpose == "search":
-                rows = rows[: self._affordable(trial, state)]
+                rows = rows[: self._affordable(trial, context, state, len(rows))]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             if trial.solved:
                 context.row_costs.note_rows(validation.examples)
@@ -113,15 +114,25 @@ class TrialScorer:
         validated = validation_result(validation, context.task, test is None)
         return TrialScores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
 
-    def _affordable(self, trial: Trial, state: TrialState) -> int | None:
-        """Validation rows on which a solved trial can still be scored, where its features took longer than they should have: what
-        has been solved is there, and without a score nobody would get it."""
+    def _affordable(self, trial: Trial, context: TrialContext, state: TrialState, most: int) -> int:
+        """Validation rows on which a solved trial can still be scored, where features and solution took longer than they should
+        have: what has been solved is there, and without a score nobody would get it.
+
+        Args:
+            most: that it should be scored on.
+        """
+        readout, each = state.adapter.readout, state.progress.seconds_per_row
         left = self.limits.left(trial) - EVALUATION_SECONDS
-        rows = solved_rows(state.adapter, state.train)
-        each = (state.progress.seconds - state.progress.solution_seconds) / max(1, len(rows))
-        if math.isinf(left) or each <= 0:
-            return None
-        return max(LEAST_TEST_ROWS, int(left / (EVALUATION_MARGIN * each)))
+        if readout is None or math.isinf(left) or each <= 0:
+            return most
+        rows = read_of(readout, context.validation[:most])
+        fresh = {row.content for row in context.features.missing(context.backbone, rows, readout.pooling)}
+        affordable = max(0.0, left) / (EVALUATION_MARGIN * each)
+        for count, row in enumerate(rows):
+            affordable -= row.content in fresh
+            if affordable < 0 and count >= LEAST_TEST_ROWS:
+                return count
+        return most
 
     def score_stored(self, cohort: Cohort, trial: Trial, context: TrialContext) -> Evaluation:
         """The adapter that a search trial left, on the test rows."""
@@ -194,8 +205,9 @@ class TrialScorer:
     def _solve_on_all(self, trial: Trial, context: TrialContext, state: TrialState) -> None:
         """Where what is left pays for it: without it there is an adapter, and after the end of the money none."""
         rows_per_pass = self.settings.training.micro_batch_size or FEATURE_ROWS
+        each = max(context.row_costs.seconds_per_validation_row, state.progress.seconds_per_row)
         needed = SOLVE_AGAIN_MARGIN * solve_on_all_seconds(
-            state, context.validation, context.backbone, context.features, context.row_costs.seconds_per_validation_row
+            state, context.validation, context.backbone, context.features, each
         )
         if (left := self.limits.left(trial)) < needed:
             self.display.note(

@@ -19,6 +19,7 @@ from dollartune.evaluate.row_outcomes import OUTCOMES, measure_of, unpacked
 from dollartune.evaluate.seed_outcomes import interval_of
 from dollartune.methods.registry import methods
 from dollartune.stats.intervals import wilson_sides
+from dollartune.train.rows_in_time import rows_of
 from dollartune.untrusted_files import read_json
 
 RECORD = "record.json"
@@ -41,7 +42,7 @@ def study_facts(adapter: Path) -> dict[str, object]:
     facts: dict[str, object] = {
         "metric": metric,
         "score": score,
-        "rows": {"train": rows.get("train"), "test": record["test"].get("examples")},
+        "rows": {"train": _trained_on(record, rows.get("train")), "test": record["test"].get("examples")},
         "seed": trial.get("seed"),
         "baselines": [one.entry() for one in _baselines(adapter.resolve().parent.parent, record)],
     }
@@ -49,6 +50,12 @@ def study_facts(adapter: Path) -> dict[str, object]:
     if between is not None:
         facts["interval"] = list(between)
     return facts
+
+
+def _trained_on(record: Mapping[str, Any], rows: Any) -> Any:
+    """Training rows, of which something solved may have had a share."""
+    share = (record.get("training") or {}).get("rows_share")
+    return rows_of(share, rows) if isinstance(share, float) and isinstance(rows, int) else rows
 
 
 def _interval(trial: Path, metric: str, score: Any, tested: Any) -> tuple[float, float] | None:

@@ -217,8 +217,12 @@ def for_the_money(board: Board) -> str | None:
 
 def cut_short(board: Board) -> str | None:
     """Which methods the budget stopped before they had learned all they could; None if none."""
-    stopped = {entry.label: sum(record.stopped == "budget" for record in entry.records) for entry in board.entries}
-    names = [f"{label} ({plural(number, 'seed')})" for label, number in stopped.items() if number]
+    names = []
+    for entry in board.entries:
+        stopped = [record for record in entry.records if record.stopped == "budget"]
+        fewer = dict.fromkeys(record.fewer_rows for record in stopped if record.fewer_rows)
+        if stopped:
+            names.append(f"{entry.label} ({', '.join([plural(len(stopped), 'seed'), *fewer])})")
     return (
         f"The budget ended the tuning of {numbers.listed(names)}: with more they might score higher." if names else None
     )

@@ -64,6 +64,10 @@ class RunOutcome:
     error: str
     impossible: bool
     """Whether it failed for what its method takes, in memory or when it is served: another rate of it would too."""
+    rows_share: float = 1.0
+    """Of the training rows, where it was solved on a part of them."""
+    fewer_rows: str = ""
+    """That part in words, where its time ended before the rows that its setting names."""
 
     @property
     def last_gain(self) -> float:
@@ -95,6 +99,8 @@ class RunOutcome:
             seconds_per_row=after_training(record) / max(1, 0 if validation is None else validation.examples),
             error="" if record.error is None else record.error.message,
             impossible=record.error is not None and record.error.kind in ("out_of_memory", "limit"),
+            rows_share=record.rows_share,
+            fewer_rows=record.fewer_rows,
         )
 
 

@@ -62,7 +62,7 @@ class RunHistory:
             if replace(run.setting, rows_share=1.0) == replace(best.setting, rows_share=1.0)
         ]
         return max(
-            (run for run in alike if self.score(run) == self.score(best)), key=lambda run: run.setting.rows_share
+            (run for run in alike if self.score(run) == self.score(best)), key=lambda run: self.outcome(run).rows_share
         )
 
     def best_trained(self) -> Run | None:
@@ -179,7 +179,8 @@ class RunHistory:
     def score_words(self, run: Run) -> str:
         outcome = self.outcome(run)
         score = f"{numbers.score(outcome.score)} ± {numbers.score(outcome.standard_error)}"
-        return f"{self.label(run)} with {score} on the validation rows"
+        rows = f", {outcome.fewer_rows}," if outcome.fewer_rows else ""
+        return f"{self.label(run)}{rows} with {score} on the validation rows"
 
     @cached_property
     def _facts(self) -> Facts:

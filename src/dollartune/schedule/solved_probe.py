@@ -192,18 +192,20 @@ class SolvedProbe:
         return Run("probe", setting, self._seed, None, why, seconds)
 
     def larger_run(self, seconds: float) -> Run | None:
-        """Features of more rows, where only a share of them was solved on for fear of the time, and it went quicker than that."""
+        """Features of more rows beside those that are there, where only a share of them was solved on: for fear of the time, and
+        it went quicker than that, or as the time ended, and less was needed afterwards."""
         last = next(run for run in reversed(self.state.runs) if run.stage == "probe")
         outcome = self.history.outcome(last)
-        if last.setting.rows_share == 1.0 or outcome.training_seconds <= 0:
+        if outcome.rows_share == 1.0 or outcome.training_seconds <= 0:
             return None
-        computed = last.setting.rows_share - (self.state.part_share or 0.0)  # the part's features were there
-        affordable = computed * seconds / (PLAN_MARGIN * outcome.training_seconds)
-        share = min(1.0, float(f"{affordable:.2g}"))
-        if share < MORE_ROWS * last.setting.rows_share:
-            return None
+        computed = outcome.rows_share - (self.state.part_share or 0.0)  # the part's features were there
+        affordable = max(0.0, computed) * seconds / (PLAN_MARGIN * outcome.training_seconds)
+        share = min(1.0, float(f"{outcome.rows_share + affordable:.2g}"))
         setting = replace(last.setting, rows_share=share)
-        why = f"{self.history.words(setting)}: features came quicker than expected, and nothing else can use the time."
+        # What was tried has its record: of a setting whose time ended no second one can come.
+        if share < MORE_ROWS * outcome.rows_share or any(run.setting == setting for run in self.state.runs):
+            return None
+        why = f"{self.history.words(setting)}: the time pays for features of more rows, and nothing else can use it."
         return Run("probe", setting, last.seed, None, why, seconds)
 
     @property

@@ -133,6 +133,7 @@ def _train(
         recorded.best_step,
         "" if recorded.stopped == "finished" else recorded.stopped,
         recorded.average,
+        recorded.rows_share,
     )
     adapter = context.attached.add(trial.identifier, context.methods(trial), trial.seed)
     try:

@@ -277,12 +277,14 @@ def describe(trial: Trial, record: TrialRecord) -> str:
         return f"{_name(trial)}: failed ({record.error.kind}: {why})"
     cost = record.cost
     money = f", {numbers.dollars(cost.dollars)}" if cost.price_per_hour else ""
+    fewer = f", {record.fewer_rows}" if record.fewer_rows else ""
     if record.test is None:
         validated = record.validation_score
         score = f"validation {record.metric} " + (numbers.score(validated) if validated is not None else "not a number")
         ended = ", ended early" if record.stopped == "pruned" else ""
-        return f"{_name(trial)}: {score}{ended}, {numbers.seconds(cost.seconds)}{money}"
-    return f"{_name(trial)}: {record.metric} {numbers.score(record.test.score)}, {numbers.seconds(cost.seconds)}{money}"
+        return f"{_name(trial)}{fewer}: {score}{ended}, {numbers.seconds(cost.seconds)}{money}"
+    score = f"{record.metric} {numbers.score(record.test.score)}"
+    return f"{_name(trial)}{fewer}: {score}, {numbers.seconds(cost.seconds)}{money}"
 
 
 def _name(trial: Trial) -> str:

@@ -24,3 +24,5 @@ class Repeat:
     """Why it ended before its last planned step; empty where it did not."""
     average: str = ""
     """`decay` where the average of the decay's states was kept."""
+    rows_share: float | None = None
+    """Share of the training rows that it was solved on; None where it is not solved, or its settings say it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from dollartune.train.batching import typical_rows
 from dollartune.train.features import read_of
 from dollartune.train.free_memory import need_free
 from dollartune.train.length import Replan
+from dollartune.train.rows_in_time import SecondsLeft, pass_in_time, share_of
 
 if TYPE_CHECKING:
     from dollartune.attachment.adapter import Adapter
@@ -44,9 +44,19 @@ figure is dear: features are then taken of fewer rows than the money pays for.""
 
 
 def solve(
-    state: TrialState, backbone: Backbone, attached: Attached, store: FeatureStore, batch_size: int = FEATURE_ROWS
+    state: TrialState,
+    backbone: Backbone,
+    attached: Attached,
+    store: FeatureStore,
+    batch_size: int = FEATURE_ROWS,
+    seconds_left: SecondsLeft | None = None,
+    seconds_per_row: float = 0.0,
 ) -> None:
-    """Fills the trial's adapter and counts what it took as one step over all rows.
+    """Fills the trial's adapter and counts what it took as one step over its rows.
+
+    Args:
+        seconds_left: where time is limited; the share of the rows that it paid for is then the trial's.
+        seconds_per_row: of a row forwards, as it was measured beforehand.
 
     Raises:
         UserError: the method stands beside others, which would change the features that it is solved on.
@@ -58,15 +68,25 @@ def solve(
             hint="To begin a trained head at the solved one: training: {head_start: probe}.",
         )
     started = time.perf_counter()
-    part = state.parts[0]
-    progress = state.progress
+    part, readout, progress = state.parts[0], state.adapter.readout, state.progress
+    planned = readout.rows_share
+    if state.repeat is not None and state.repeat.rows_share is not None:
+        readout.rows_share = state.repeat.rows_share
+    elif seconds_left is not None:
+        readout.rows_share, progress.seconds_per_row = pass_in_time(
+            readout, state.train, backbone, attached, store, batch_size,
+            seconds_left, lambda rows: solve_seconds(state.adapter, rows), seconds_per_row,
+        )  # fmt: skip
+    progress.rows_share = readout.rows_share
+    if readout.rows_share < planned:
+        progress.stopped = "budget"
     train = solved_rows(state.adapter, state.train)
     progress.solution_seconds = _solve_on(state, train, backbone, attached, store, batch_size)
     progress.step = progress.best_step = 1
     progress.plan = [Replan(0, 1)]
     # A solution is final: patience and looks have nothing to wait for.
     progress.settled = True
-    progress.examples, progress.tokens = len(state.train), sum(row.length for row in state.train)
+    progress.examples, progress.tokens = len(train), sum(row.length for row in train)
     progress.best_epoch = 1.0  # each row was read once
     progress.seconds = progress.best_seconds = time.perf_counter() - started
     progress.best_loss = part.method.report(part).get("held_out_log_loss", progress.best_loss)
@@ -109,17 +129,7 @@ def solve_on_all_seconds(
 
 def solved_rows(adapter: Adapter, train: Sequence[Encoded]) -> Sequence[Encoded]:
     """The training rows that a readout is solved on: all, or a share of each class, at least one where there is room."""
-    share = adapter.readout.rows_share if adapter.readout is not None else 1.0
-    if share >= 1.0:
-        return train
-    counts, before = Counter(row.label for row in train), Counter[int | None]()
-    depths: list[float] = []
-    for row in train:
-        # How far a row stands in its class: 0 for each class's first row, so that a rare one is not lost.
-        depths.append(before[row.label] / counts[row.label])
-        before[row.label] += 1
-    order = sorted(range(len(train)), key=depths.__getitem__)
-    return [train[index] for index in sorted(order[: max(1, int(share * len(train)))])]
+    return share_of(train, adapter.readout.rows_share if adapter.readout is not None else 1.0)
 
 
 def _solve_on(

@@ -120,6 +120,7 @@ def _training(progress: Progress) -> Training:
         best_seconds=progress.best_seconds,
         plan=tuple(PlannedLength(**asdict(one)) for one in progress.plan),
         average=progress.average,
+        rows_share=progress.rows_share,
         on_validation=progress.on_validation,
         begun_with=progress.begun_with,
         frozen_prefix=FrozenPrefix(

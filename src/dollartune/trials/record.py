@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dollartune.budget.serving_limits import ServingCost
 from dollartune.errors import UserError
+from dollartune.format import percent
 
 RECORD_VERSION = 2
 """Raised when a key changes its meaning or its place; `_upgraded` then reads the older form. New keys need no new version."""
@@ -172,6 +173,9 @@ class Training(_Section):
     """How many steps training was to have, first and after each change: trained by these, it ends with the same weights."""
     average: str = ""
     """`decay` where the adapter is the average of the decay's states, which was better than the best single one."""
+    rows_share: float | None = None
+    """Share of the training rows that a solved adapter was solved on, less than its settings say where time ended before; null
+    where it is not solved, and in older records."""
     on_validation: bool | None = None
     """Whether a solved adapter was solved on the validation rows too; null in records of before, where the study decided it."""
     begun_with: str = ""
@@ -392,6 +396,20 @@ class TrialRecord(_Section):
     def stopped(self) -> str | None:
         """Why its training ended; None where nothing was trained."""
         return self.training.stopped if self.training is not None else None
+
+    @property
+    def rows_share(self) -> float:
+        """Share of the training rows that it was trained on: less than all only where a solved method takes fewer, or its time
+        ended before."""
+        if self.training is not None and self.training.rows_share is not None:
+            return self.training.rows_share
+        return min((float(method.get("rows_share", 1.0)) for method in self.trial.methods), default=1.0)
+
+    @property
+    def fewer_rows(self) -> str:
+        """On how many rows it was solved, in words, where time ended before those that its settings name; else empty."""
+        solved = self.training is not None and self.training.rows_share is not None
+        return f"solved on {percent(self.rows_share)} of the rows" if solved and self.stopped == "budget" else ""
 
     @property
     def cut_by_budget(self) -> bool:
