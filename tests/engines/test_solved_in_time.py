@@ -132,7 +132,9 @@ def test_a_listed_trial_is_solved_on_what_its_part_pays_for_and_made_again_by_it
     adapter = json.loads((study.store.folder(record.id) / "adapter" / "adapter.json").read_text())
     whole = slow.study("whole", 1.0, methods=methods, budget=None)
     (complete,) = whole.store.records()
-    seen = json.loads((whole.store.folder(complete.id) / "adapter" / "adapter.json").read_text())["rows_seen"]["trained"]
+    seen = json.loads((whole.store.folder(complete.id) / "adapter" / "adapter.json").read_text())["rows_seen"][
+        "trained"
+    ]
     assert len(adapter["rows_seen"]["trained"]) == pytest.approx(record.rows_share * len(seen), rel=0.05)
 
 

@@ -149,11 +149,12 @@ def test_a_share_that_went_quicker_than_expected_is_made_larger_where_nothing_is
     assert config.rows_share == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize(("there", "expected"), [(0.1, 0.17), (0.6, None)])
+@pytest.mark.parametrize(("there", "expected"), [(0.1, 0.19), (0.6, None)])
 def test_a_share_that_time_cut_is_made_larger_where_nothing_is_trained(
     by_hand: Any, there: float, expected: float | None
 ) -> None:
-    """Of pictures, whose features were to take 5 s: the clock gave the share, and less was needed afterwards."""
+    """Of pictures, whose features were to take 5 s: the clock gave the share, and less was needed afterwards. Scoring 100 rows
+    for the first time takes 12.5 s, which are not there, but their features are."""
     hand = by_hand(20.0, row_seconds=0.1, test=1)
     hand.scheduler.measured(*hand.scheduler.to_measure(), TrialCost(1, 5.0, 0.0, 0.0, 0.0, 0.0))
     hand.ran(hand.next(), 0.5, 10.0, rows_share=there)

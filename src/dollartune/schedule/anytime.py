@@ -228,6 +228,8 @@ class AnytimeScheduler(CellScheduler):
         if self._without_backbone(cohort.trials[0].identifier):
             # Counting tokens of some hundred rows takes a moment; passes for them would be refused in a short budget.
             costs = replace(costs, seconds_per_row=0.0, seconds_per_validation_row=0.0)
+        if self.probe.scored_before(cohort.trials[0].identifier):
+            costs = replace(costs, seconds_per_validation_row=0.0)
         if any(run.stage == "early" for run in self.history.waiting()):  # its limit is of the training
             most = cohort.limit_seconds + evaluation_seconds(cohort, costs, self.settings)
             cohort = replace(cohort, limit_seconds=most)

@@ -208,6 +208,12 @@ class SolvedProbe:
         why = f"{self.history.words(setting)}: the time pays for features of more rows, and nothing else can use it."
         return Run("probe", setting, last.seed, None, why, seconds)
 
+    def scored_before(self, trial: str) -> bool:
+        """Whether the backbone has seen the validation rows of a trial of more rows: an earlier probe was scored on them."""
+        probes = [run for run in self.state.runs if run.stage == "probe"]
+        seen = {run.setting.tokens for run in probes if self.history.score(run) is not None}
+        return any(run.setting.tokens in seen for run in probes if self.history.name(run) == trial)
+
     @property
     def _variant(self) -> Variant:
         return self.spaces[self.methods[0]].variants[0]

@@ -5,8 +5,8 @@
                                            first    more rows are worth a pass                      the scores
 
 A stage takes a quarter of the time that is left at the pace of the one before: should the machine become four times as slow in
-the middle of it, it still ends in time. Where all rows fit into that quarter it is one stage. Within a stage rows pass in batches of
-similar length; what a stage leaves is a share of each class, so that any moment's rows are good ones to solve on.
+the middle of it, it still ends in time. Where all rows fit into that quarter it is one stage. Within a stage rows pass in batches
+of similar length; what a stage leaves is a share of each class, so that any moment's rows are good ones to solve on.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 SecondsLeft = Callable[[float], float]
 """Seconds until a solution must be there, where a row takes so many seconds forwards: rows are scored afterwards at that pace."""
 STAGE_PART = 1 / 4
-"""Of the time that is left, a stage takes so much. A larger part would be lost where the machine becomes slow in the middle of it;
-a smaller one makes more passes of fewer rows, and rows of less like length in a batch."""
+"""Of the time that is left, a stage takes so much. A larger part would be lost where the machine becomes slow in the middle of
+it; a smaller one makes more passes of fewer rows, and rows of less like length in a batch."""
 FIRST_ROWS = 16
 """The first stage is of no more: how quick the machine is now is not known before, and what was measured may be far off."""
 
