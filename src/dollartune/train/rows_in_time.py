@@ -19,7 +19,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from dollartune.train.distributed import processes
-from dollartune.train.features import read_of
 
 if TYPE_CHECKING:
     from dollartune.attachment.attached import Attached
@@ -89,7 +88,7 @@ def pass_in_time(
     """Passes rows through the backbone, as many as there is time for, `readout.rows_share` at most; the store keeps them.
 
     Args:
-        train: all training rows.
+        train: all training rows, as the readout reads them.
         solution_seconds: rows -> what solving on so many takes.
         seconds_per_row: of a row forwards, as it was measured beforehand.
 
@@ -97,8 +96,7 @@ def pass_in_time(
         The share of the rows whose features are there, and the seconds of a row as last seen. The first rows pass whatever the
         clock says: without them there is no adapter.
     """
-    order = by_depth(train)[: rows_of(readout.rows_share, len(train))]
-    rows = read_of(readout, [train[index] for index in order])
+    rows = [train[index] for index in by_depth(train)[: rows_of(readout.rows_share, len(train))]]
     unknown = {row.content for row in store.missing(backbone, rows, readout.pooling)}
     fresh = [0]  # of the first n rows, those that have to pass, each content once
     for row in rows:

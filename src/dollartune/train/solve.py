@@ -74,7 +74,7 @@ def solve(
         readout.rows_share = state.repeat.rows_share
     elif seconds_left is not None:
         readout.rows_share, progress.seconds_per_row = pass_in_time(
-            readout, state.train, backbone, attached, store, batch_size,
+            readout, read_of(readout, state.train), backbone, attached, store, batch_size,
             seconds_left, lambda rows: solve_seconds(state.adapter, rows), seconds_per_row,
         )  # fmt: skip
     progress.rows_share = readout.rows_share
