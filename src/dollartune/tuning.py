@@ -315,7 +315,7 @@ class _Standing:
         """
         one = next((record for record in records if record.id == handed_over.id), records[0])
         scores = [record.validation_score for record in records if record.validation_score is not None]
-        costs = [whole_cost([record], known) for record in records]
+        costs = [whole_cost(record, known) for record in records]
         seconds, dollars = fmean(cost.seconds for cost in costs), [cost.known_dollars for cost in costs]
         validation, test = one.validation, one.test
         return cls(

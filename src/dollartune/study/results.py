@@ -61,9 +61,9 @@ class Results:
     def _by_name(self) -> dict[str, TrialRecord]:
         return {record.id: record for record in self.everything}
 
-    def cost(self, *records: TrialRecord) -> Cost:
-        """What the adapters of these trials have cost, with the trials that they went on from or were averaged with."""
-        return whole_cost(records, self._by_name)
+    def cost(self, record: TrialRecord) -> Cost:
+        """What a trial's adapter has cost, with the trials that it went on from or was averaged with."""
+        return whole_cost(record, self._by_name)
 
     @cached_property
     def comparisons(self) -> dict[Board, Comparison]:

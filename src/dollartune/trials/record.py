@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Protocol, Self, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -229,9 +229,11 @@ class Cost(_Section):
         return self.dollars if self.price_per_hour or self.dollars else None
 
     def plus(self, others: Iterable[Cost] = ()) -> Cost:
-        """This and other trials together, features that were there already included; without a price where one of them had none.
+        """This trial and those that its adapter is made of, features that were there already included; without a price where one
+        of them had none.
 
-        Trials of one adapter or one setting read the same features: what they took is counted once.
+        Trials of one adapter read the same rows: what their features took is counted once. Seeds may have rows of their own, so
+        that this is no sum over seeds.
         """
         every = [self, *others]
         known = all(one.known_dollars is not None for one in every)
@@ -468,17 +470,13 @@ def made_of(trial: GoesOn, read: Callable[[str], TrialRecord | None]) -> list[Tr
     return list(records.values())
 
 
-def whole_cost(records: Sequence[TrialRecord], known: Mapping[str, TrialRecord]) -> Cost:
-    """What the adapters of these trials have cost together, with those that they are made of and features that were there
-    already, each counted once.
+def whole_cost(record: TrialRecord, known: Mapping[str, TrialRecord]) -> Cost:
+    """What a trial's adapter has cost, with the trials that it is made of and features that were there already.
 
     Args:
         known: by identifier, all records of the study.
     """
-    costs = {record.id: record.cost for record in records}
-    costs |= {part.id: part.cost for record in records for part in made_of(record.trial, known.get)}
-    first, *others = costs.values()
-    return first.plus(others)
+    return record.cost.plus(part.cost for part in made_of(record.trial, known.get))
 
 
 _CLASSES: dict[Any, type[TrialRecord]] = {"done": DoneRecord, "failed": FailedRecord}
