@@ -11,8 +11,8 @@ from dollartune import format as numbers
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.042, "0.04 s"), (4.2, "4.2 s"), (45.0, "45 s"), (125.0, "2 min 05 s"), (7200.0, "2.0 h"), (864000.0, "10.0 days"),
-     (None, numbers.NONE), (math.inf, numbers.NONE)],
+    [(0.042, "0.04 s"), (4.2, "4.2 s"), (45.0, "45 s"), (125.0, "2 min 05 s"), (179.6, "3 min 00 s"), (7200.0, "2.0 h"),
+     (864000.0, "10.0 days"), (None, numbers.NONE), (math.inf, numbers.NONE)],
 )  # fmt: skip
 def test_seconds(value: float | None, text: str) -> None:
     assert numbers.seconds(value) == text

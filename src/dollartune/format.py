@@ -88,7 +88,8 @@ def seconds(value: float | None) -> str:
         return f"{value:.0f} s"
     # Up to an hour and a half in minutes: "1.3 h" hides five minutes either way.
     if value < 5400:
-        return f"{int(value // 60)} min {int(value % 60):02d} s"
+        minutes, rest = divmod(round(value), 60)
+        return f"{minutes} min {rest:02d} s"
     return f"{value / 3600:.1f} h" if value < 48 * 3600 else f"{value / 86400:.1f} days"
 
 

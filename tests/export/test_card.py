@@ -325,3 +325,26 @@ def test_dollars_of_a_baseline_are_those_of_one_trial(tmp_path: Path) -> None:
     text = write_card({"study": study_facts(folder)}, "one")
     assert "| zero_shot | 0.6000 | no price given |" in text
     assert "those of one trial" in text
+
+
+def test_each_setting_of_a_baseline_has_a_line_and_what_an_earlier_study_file_asked_has_none(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, "llama", "language")
+    trials = folder.parent.parent
+
+    def written(name: str, label: str, score: float, rows: int) -> None:
+        record = json.loads((trials / "five" / "record.json").read_text())
+        record["trial"] |= {"label": label, "conditions": {"evaluation": {"rows": rows}}}
+        record["test"]["score"] = score
+        (trials / name).mkdir(exist_ok=True)
+        (trials / name / "record.json").write_text(json.dumps(record))
+
+    mine = json.loads((trials / "one" / "record.json").read_text())
+    mine["trial"]["conditions"] = {"evaluation": {"rows": 200}, "backbone": {"quantize": "nf4"}}
+    (trials / "one" / "record.json").write_text(json.dumps(mine))
+    written("five", "zero_shot", 0.3, 200)
+    written("seven", "zero_shot(calibrate=True)", 0.7, 200)
+    written("eight", "zero_shot", 0.9, 100)
+    text = write_card({"study": study_facts(folder)}, "one")
+    assert "| zero_shot | 0.3000 |" in text
+    assert "| zero_shot(calibrate=True) | 0.7000 |" in text
+    assert "0.9000" not in text

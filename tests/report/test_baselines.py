@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dollartune import format as numbers
 from dollartune.report.baselines import at_chance, marks, nobody_above_chance, sentences
 from dollartune.report.charts.pareto import pareto_chart
 from dollartune.report.contents import Board, collect
@@ -18,7 +19,7 @@ from dollartune.report.write import write_report
 from dollartune.study.compare import standings
 from dollartune.study.results import Results
 from dollartune.study.status import status_of
-from dollartune.trials.record import ForgettingFacts
+from dollartune.trials.record import ForgettingFacts, Parameters
 from tests.report.fabricate import Made, MadeStudy, make_study
 
 BESIDE = (
@@ -162,3 +163,37 @@ def test_the_command_line_finds_no_winner_where_the_report_finds_none(
     said = " ".join(capsys.readouterr().out.split())
     assert headline(board) in said
     assert "is the best of" not in said
+
+
+def test_a_share_of_the_money_holds_for_each_method_that_is_named(tmp_path: Path) -> None:
+    """Of the dearest alone it was false for the others."""
+
+    def told(seconds: float, folder: str) -> str:
+        made = (
+            Made("tfidf", 0.82, 0, seconds, baseline=True),
+            Made("lora", 0.82, seconds=100.0),
+            Made("bitfit", 0.82, seconds=40.0),
+        )
+        board = collect(make_study(tmp_path / folder, MadeStudy(methods=made, rows=300))).boards[0]
+        costs = [board.cost(entry) for entry in board.entries]
+        own = board.cost(board.baselines[0])
+        shares = [numbers.percent(own / max(costs)), numbers.percent(own / min(costs))]
+        (said,) = sentences(board)
+        assert said.endswith(f" for {shares[0]} to {shares[1]} of the money.") == (
+            own / max(costs) > 0.01 and own < min(costs)
+        )
+        return said
+
+    told(20.0, "cheap")
+    assert "of the money" not in told(60.0, "dear")
+    assert "for at most 1" in told(0.6, "next to nothing")
+
+
+def test_a_baseline_without_a_backbone_has_no_share_of_it(tmp_path: Path) -> None:
+    results, _ = study(tmp_path, Made("lora", 0.60))
+    words = next(record for record in results.records if record.trial.label == "tfidf")
+    facts = words.with_facts(parameters=Parameters(trainable=10_336, total=0))
+    results.store.write(words.id, facts, ())
+    table = leaderboard(collect(Results(results.store)).boards[0])
+    column = table.headings.index("Trained parameters")
+    assert {row[0]: row[column] for row in table.rows}["tfidf (baseline)"] == "10,336"

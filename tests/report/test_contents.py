@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from dollartune.report.ablation import ablations
 from dollartune.report.contents import Board, Contents, collect
 from dollartune.report.handed_over import handed_over
 from dollartune.report.learning_speed import against_all, converged
+from dollartune.report.paper import latex_tables
+from dollartune.report.provenance import data_sizes
 from dollartune.report.serving_cost import forgetting_table
 from dollartune.report.spending import by_category, by_method, spent_of_budget
 from dollartune.report.tables import leaderboard, overview, spent_on
@@ -412,3 +415,30 @@ def test_a_request_costs_the_same_in_every_table(tmp_path: Path) -> None:
     assert dearer is not None
     assert dearer > before
     assert told(0.0) == [None, None]
+
+
+def test_a_headline_names_the_methods_that_ran_with_one_seed(tmp_path: Path) -> None:
+    made = MadeStudy(methods=(Made("full", 0.95), Made("lora", 0.3)), rows=200, seeds=2)
+    results = make_study(tmp_path, made)
+    one = next(record for record in results.records if record.trial.label == "lora")
+    shutil.rmtree(results.store.folder(one.id))
+    board = collect(Results(results.store)).boards[0]
+    told = wording.headline(board)
+    assert told.startswith("With one seed only for lora: full scored highest and reached accuracy")
+    assert "2 seeds)" in told
+    assert "other seeds" in told
+    assert "With one seed only for lora: variation between seeds is not covered" in latex_tables(Results(results.store))
+
+
+def test_inputs_that_were_cut_are_those_of_each_seeds_rows(tmp_path: Path) -> None:
+    results = make_study(tmp_path, MadeStudy(methods=(Made("full", 0.95),), rows=40, seeds=2))
+
+    def told(*cut: int) -> str:
+        for record, count in zip(results.records, cut, strict=True):
+            data = record.data.model_copy(update={"shortened": count})
+            results.store.write(record.id, record.with_facts(data=data), ())
+        return data_sizes(collect(Results(results.store)).boards[0])
+
+    assert told(0, 0).endswith("40 test rows")
+    assert told(1, 1).endswith("; 1 of them was too long and cut")
+    assert told(3, 0).endswith("; 0 to 3, by seed, of them were too long and cut")

@@ -78,7 +78,7 @@ def test_a_label_in_a_metric_stays_as_it_is() -> None:
 
 def test_a_caption_of_one_seed_says_so(tmp_path: Path) -> None:
     one = latex_tables(make_study(tmp_path / "one", MadeStudy(methods=METHODS[:3], seeds=1, rows=40)))
-    assert "One seed: variation between seeds is not covered." in one
+    assert "With one seed each, variation between seeds is not covered." in one
     three = latex_tables(make_study(tmp_path / "three", MadeStudy(methods=METHODS[:3], rows=40)))
     assert "One seed" not in three
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from fabricate import METHODS, MadeStudy, make_study
 
+from dollartune.report.contents import collect
 from dollartune.report.score_over_money import MoneyPoint, more_money, score_over_money
+from dollartune.study.results import Results
+from dollartune.trials.record import BudgetFacts, SearchFacts
 
 
 def points(*scores: float, error: float = 0.02) -> list[MoneyPoint]:
@@ -78,3 +81,27 @@ def test_what_another_task_took_is_not_this_ones_money(tmp_path: Path) -> None:
 )
 def test_no_money_buys_more_than_a_perfect_score(scores: tuple[float, ...], said: str) -> None:
     assert said in (more_money(points(*scores), priced=True) or "")
+
+
+def test_what_more_money_buys_is_told_where_it_goes_to_what_promises_most(tmp_path: Path) -> None:
+    """Where each method has its own, the later half of the money is the later methods."""
+    results = make_study(tmp_path / "study", MadeStudy(methods=METHODS[1:4], rows=40))
+    board = collect(results).boards[0]
+    assert more_money(score_over_money(results.store, results.everything), priced=True) is not None
+    assert collect(results).more_money(board) is None, "nothing was searched"
+
+    def told(per: str) -> str | None:
+        for record in results.records:
+            facts = record.with_facts(search=SearchFacts(tried=3), budget=BudgetFacts(dollars=1.0, per=per))
+            results.store.write(record.id, facts, ())
+        contents = collect(Results(results.store))
+        return contents.more_money(contents.boards[0])
+
+    assert told("method") is None
+    assert "as much again" in (told("study") or "")
+
+
+def test_baselines_are_nothing_that_money_bought() -> None:
+    trained = points(0.5, 0.6, 0.6, 0.65)
+    before = replace(trained[0], label="tfidf", seconds=0.5, dollars=0.5, score=0.9, best=0.9, baseline=True)
+    assert more_money([before, *trained], priced=True) == more_money(trained, priced=True)

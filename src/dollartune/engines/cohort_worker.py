@@ -24,6 +24,7 @@ from dollartune.budget.study_budget import MEASURES_SHARE, memory_of
 from dollartune.engines.baselines import BaselineRows, baseline_facts, evaluated, fitted, labelled_texts
 from dollartune.engines.begin_with import Beginning, begin_with
 from dollartune.engines.display import CohortWatcher, Display
+from dollartune.engines.extra_metrics import SPENT
 from dollartune.engines.measure_cost import measure_trial_cost, probe
 from dollartune.engines.record_writer import RecordWriter
 from dollartune.engines.stage_limits import StageLimits
@@ -404,8 +405,8 @@ class CohortWorker:
                     trial.variant.build(), context.splits.test, trial.seed, seconds,
                     context.row_costs.seconds_per_row or 0.0,
                 )  # fmt: skip
-        except BudgetSpent as error:  # what was trained and scored is not lost for figures beside it
-            return context.measures.left_out(str(error), state is not None)
+        except BudgetSpent:  # what was trained and scored is not lost for figures beside it
+            return context.measures.left_out(SPENT, state is not None)
 
     # What the stages share
 

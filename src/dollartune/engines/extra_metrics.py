@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dollartune.budget.deadline import BudgetSpent
 from dollartune.evaluate.cost import request_cost
 from dollartune.evaluate.forgetting import GeneralText
 from dollartune.trials.record import ForgettingFacts, Measured, RequestFacts
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dollartune")
 Facts = TypeVar("Facts", RequestFacts, ForgettingFacts)
 
+SPENT = "the budget was used up meanwhile"
 SECONDS = 1.0
 """For asking requests again and again; at least each measurement is made once."""
 
@@ -100,6 +102,8 @@ class ExtraMetrics:
         started = time.perf_counter()
         try:
             figures = measure()
+        except BudgetSpent:
+            figures = {"reason": SPENT}
         # Whatever it is: a trial that was trained and scored is not lost for a figure beside it.
         except Exception as error:
             log.debug("%s could not be measured", name, exc_info=True)

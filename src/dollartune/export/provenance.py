@@ -92,7 +92,7 @@ class _Baseline:
 
 
 def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
-    """Methods that train nothing, in the same cell; means over their trials."""
+    """Methods that train nothing, in the same cell, each with its settings; means over their trials."""
     # By what they are and not by name, so that another package's count too.
     untrained = {name: method.capabilities for name, method in methods().items() if not method.capabilities.trains}
     cell = dict(own.get("trial") or {})
@@ -110,14 +110,24 @@ def _baselines(trials: Path, own: Mapping[str, Any]) -> list[_Baseline]:
         keys = ("task", "scale") if untrained[names[0]].baseline else ("task", "scale", "backbone")
         if any(trial.get(key) != cell.get(key) for key in keys) or record.get("metric") != own.get("metric"):
             continue
+        if _asked(trial) != _asked(cell):  # the folder keeps what an earlier version of the study file asked for
+            continue
         cost = record.get("cost") or {}
         priced = float(cost.get("dollars") or 0.0) if cost.get("price_per_hour") else None
         rows = record["test"].get("examples")
-        before = baselines.get(names[0], _Baseline(names[0], [], [], rows))
-        baselines[names[0]] = _Baseline(
-            names[0], [*before.scores, float(score)], [*before.dollars, priced], rows if rows == before.rows else None
+        # By label: four solved examples and sixteen are two baselines, and their mean is the score of neither.
+        label = str(trial.get("label") or names[0])
+        before = baselines.get(label, _Baseline(label, [], [], rows))
+        baselines[label] = _Baseline(
+            label, [*before.scores, float(score)], [*before.dollars, priced], rows if rows == before.rows else None
         )
     return list(baselines.values())
+
+
+def _asked(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """What a version of a study asks of all its trials of a task, of whatever backbone."""
+    conditions = trial.get("conditions") or {}
+    return {name: conditions.get(name) for name in ("training", "evaluation", "data_seed", "task")}
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

@@ -95,16 +95,17 @@ def marks(board: Board, entry: BoardEntry) -> list[str]:
 
 
 def _share(board: Board, baseline: BoardEntry, labels: list[str]) -> str:
-    """For which part of the money of the dearest of these methods."""
+    """For which part of the money of each of these methods, where it costs less than all of them."""
     costs = [board.cost(entry) for entry in board.entries if entry.label in labels]
-    if not costs or max(costs) <= 0 or board.cost(baseline) >= max(costs):
+    if not costs or board.cost(baseline) >= min(costs):
         return ""
-    share, what = board.cost(baseline) / max(costs), "money" if board.priced else "time"
-    return (
-        f" for less than a hundredth of the {what}"
-        if share < HUNDREDTH
-        else f" for {numbers.percent(share)} of the {what}"
-    )
+    least, most = board.cost(baseline) / max(costs), board.cost(baseline) / min(costs)
+    what = "money" if board.priced else "time"
+    if most < HUNDREDTH:
+        return f" for less than a hundredth of the {what}"
+    low, high = numbers.percent(least), numbers.percent(most)
+    share = high if low == high else f"at most {high}" if least < HUNDREDTH else f"{low} to {high}"
+    return f" for {share} of the {what}"
 
 
 def _capital(text: str) -> str:

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from dollartune import format as numbers
 from dollartune.errors import UserError, unknown_name
-from dollartune.report.score_over_money import score_over_money
+from dollartune.report.score_over_money import more_money, score_over_money
 from dollartune.study.varying_settings import shown_labels
 
 if TYPE_CHECKING:
@@ -318,6 +318,19 @@ class Contents:
     def score_over_money(self, board: Board) -> list[MoneyPoint]:
         """A point per record of a board, at the money that had been booked for the board when it ended."""
         return [one for one in self._money if one.board == f"{board.task}|{board.scale or ''}"]
+
+    def more_money(self, board: Board) -> str | None:
+        """What more money would buy, in a sentence; None where nobody can know that: too little was seen, nothing would be tried
+        with more, or the money went from method to method in the order of the study file, so that what the later part bought is
+        what the later methods are."""
+        here = [
+            record for record in self.results.everything
+            if (record.trial.task, record.trial.scale) == (board.task, board.scale) and not record.trial.baseline
+        ]  # fmt: skip
+        by_promise = all(record.budget is None or record.budget.per == "study" for record in here)
+        if not by_promise or not any(record.search is not None for record in here):
+            return None
+        return more_money(self.score_over_money(board), board.priced)
 
     def chosen(self, task: str | None, scale: int | None) -> tuple[Board, ...]:
         """Boards of that task and scale; all where none is named.

@@ -14,7 +14,6 @@ from dollartune.report.ablation import ablations
 from dollartune.report.examples import samples
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
-from dollartune.report.score_over_money import more_money
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.tables import Table
 
@@ -85,7 +84,7 @@ def _board(contents: Contents, board: Board, facts: TaskFacts | None) -> list[st
         parts += [f"- Beware: {_text(warning)}" for warning in board.comparison.warnings]
     stopped = wording.cut_short(board)
     parts += [f"- Beware: {_text(stopped)}"] if stopped else []
-    told = more_money(contents.score_over_money(board), board.priced)
+    told = contents.more_money(board)
     parts += [_text(told)] if told else []
     sizes = provenance.data_sizes(board)
     parts += [f"Data: {sizes}."] if sizes else []

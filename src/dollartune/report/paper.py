@@ -112,11 +112,8 @@ def _caption(board: Board) -> str:
         else " Bold: distinguishable from every other method with an interval (paired, family-wise 95\\,\\%)."
     )
     # With one seed the comparison holds for that seed.
-    marked += (
-        " One seed: variation between seeds is not covered."
-        if board.comparison and board.comparison.conditional
-        else ""
-    )
+    one_seed = "" if board.comparison is None else board.comparison.one_seed
+    marked += f" {latex(one_seed)} variation between seeds is not covered." if one_seed else ""
     marked += " No method was shown to be above the majority class." if nobody_above_chance(board) else ""
     marked += f" {latex(board.unsearched)}" if board.unsearched else ""
     cost = "dollars" if board.priced else "seconds"

@@ -68,7 +68,11 @@ def data_sizes(board: Board) -> str:
     text = f"{data.train:,} train, {data.validation or 0:,} validation, {data.test or 0:,} test rows"
     scored = board.test_rows[1]
     text += f", of which the first {scored:,} were scored" if scored and scored < (data.test or 0) else ""
-    return f"{text}; {data.shortened:,} inputs were too long and were shortened" if data.shortened else text
+    cut = [record.data.shortened or 0 for record in board.best.records]  # seeds may have rows of their own
+    if not max(cut):
+        return text
+    how_many = f"{min(cut):,} to {max(cut):,}, by seed," if min(cut) < max(cut) else f"{max(cut):,}"
+    return f"{text}; {how_many} of them {'was' if how_many == '1' else 'were'} too long and cut"
 
 
 def modules_in_words(entry: BoardEntry) -> list[tuple[str, int, int]]:

@@ -11,7 +11,8 @@ for (loading, planning, the report). What other boards took bought nothing here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
@@ -44,6 +45,8 @@ class MoneyPoint:
     """Until then, on its board."""
     error: float
     """Standard error of the score; 0 where it is not known."""
+    baseline: bool = False
+    """More money makes no better ones."""
 
 
 def score_over_money(store: Store, records: Sequence[TrialRecord]) -> list[MoneyPoint]:
@@ -81,7 +84,14 @@ def score_over_money(store: Store, records: Sequence[TrialRecord]) -> list[Money
             error = (score * (1 - score) / validation.examples) ** 0.5
         points.append(
             MoneyPoint(
-                board, shown.get(trial.label, trial.label), trial.seed, *ended[record.id][1:], score, best[board], error
+                board,
+                shown.get(trial.label, trial.label),
+                trial.seed,
+                *ended[record.id][1:],
+                score,
+                best[board],
+                error,
+                trial.baseline,
             )
         )
     return points
@@ -94,11 +104,14 @@ def more_money(points: Sequence[MoneyPoint], priced: bool) -> str | None:
     flatten about geometrically over doublings. A rough rule, which the sentence holds against the noise of one score.
 
     Args:
-        points: of one board.
+        points: of one board, where money was spent on whatever promised most.
         priced: whether dollars are counted.
     """
+    points = [one for one in points if not one.baseline]
     if len(points) < FEWEST:
         return None
+    highest = accumulate((one.score for one in points), max)
+    points = [replace(one, best=best) for one, best in zip(points, highest, strict=True)]
     whole = points[-1].dollars if priced else points[-1].seconds
     if (points[0].dollars if priced else points[0].seconds) > whole / 2:
         return None  # the first trial took it: nothing is known of what the first half alone would have bought

@@ -27,7 +27,6 @@ from dollartune.report.elements import Child, Html, escape, tag
 from dollartune.report.examples import Sample, samples
 from dollartune.report.published import TITLE as PUBLISHED
 from dollartune.report.published import published_table
-from dollartune.report.score_over_money import more_money
 from dollartune.report.spending import spent_of_budget
 from dollartune.report.svg_marks import mark_definitions, method_mark, score_range
 from dollartune.report.task_facts import picture_data
@@ -184,11 +183,11 @@ class Page:
     def _as_it_happened(self, board: Board) -> Html:
         """The best score as the money was spent, and what more of it would buy."""
         points = self.contents.score_over_money(board)
-        told = more_money(points, board.priced)
+        told = self.contents.more_money(board)
         drawn = self.figures.figure(
             money_chart(points, board.priced), "Validation score as the money was spent",
             "Steps: the best until then; dots: what each trial scored when this task and number of rows had cost so much.",
-            told or "Too few trials to say what more money would buy.",
+            told or "What more money would buy cannot be told from these trials.",
         )  # fmt: skip
         return escape([drawn, tag("p", told, class_="notes") if told else None]) if drawn else Html("")
 

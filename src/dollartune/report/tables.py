@@ -189,10 +189,12 @@ def _above(entry: BoardEntry, board: Board) -> str:
 
 def _trained(entry: BoardEntry) -> str:
     """How much is trained, and its share of the backbone."""
+    if not entry.trainable:
+        return "none"
+    if not entry.total:  # baselines on words have no backbone to have a share of
+        return numbers.count(entry.trainable)
     # Full tuning with adapters beside it trains more than the backbone has.
-    # 1: baselines on words have no backbone, so nothing at all to divide by.
-    share = entry.trainable / max(entry.total, entry.trainable, 1)
-    return f"{numbers.count(entry.trainable)} ({numbers.percent(share)})" if entry.trainable else "none"
+    return f"{numbers.count(entry.trainable)} ({numbers.percent(entry.trainable / max(entry.total, entry.trainable))})"
 
 
 def _against(entry: BoardEntry, board: Board) -> str:
@@ -315,7 +317,10 @@ def spent_on(contents: Contents) -> Table | None:
     cells.append(
         ("all", numbers.seconds(totals.seconds), "100 %", *((numbers.dollars(totals.dollars),) if with_price else ()))
     )
-    return Table("What time and money went into", headings, tuple(cells), frozenset(range(1, len(headings))))
+    notes = () if totals.by_category.get("report") else ("Writing this report is booked once it is written.",)
+    return Table(
+        "What time and money went into", headings, tuple(cells), frozenset(range(1, len(headings))), notes=notes
+    )
 
 
 def spent_by(contents: Contents) -> Table | None:

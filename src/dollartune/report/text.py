@@ -118,7 +118,7 @@ def _headline(board: Board) -> str:
     if len(board.compared) == 1:
         return f"{best.label} {reached(best, metric)}; nothing else can be compared with it."
     if board.comparison.conditional:
-        return _on_one_seed(board, others)
+        return _on_one_seed(board, board.comparison.one_seed, others)
     if len(board.candidates) == 1:
         return f"{best.label} is best: it {reached(best, metric)}, more than luck explains."
     if len(board.candidates) == len(board.compared):
@@ -138,22 +138,22 @@ def _highest(board: Board) -> str:
     return f"{names} scored highest and {reached(board.best, board.metric)}"
 
 
-def _on_one_seed(board: Board, others: list[str]) -> str:
+def _on_one_seed(board: Board, one_seed: str, others: list[str]) -> str:
     """Where a method that another seed would change ran with one: nothing is said over seeds."""
-    score = f"With one seed, {_highest(board)}"
+    score = f"{one_seed} {_highest(board)}"
     if len(board.candidates) == 1:
         return (
-            f"{score}. On that seed the lead is more than luck with the test rows explains; with other seeds the order of the "
+            f"{score}. The lead is more than luck with the test rows explains; with other seeds the order of the "
             f"{len(board.compared)} methods may be another, so none is called the best."
         )
     if len(board.candidates) == len(board.compared):
         all_of_them = f"the test rows do not tell the {len(board.compared)} methods apart"
         return f"No winner: {score}{', but' if others else ':'} {all_of_them}."
     if not others:
-        return f"{score}; other seeds were not run."
+        return f"{score}; other seeds may rank them otherwise."
     named = numbers.listed(others) if len(others) <= 3 else f"{len(others)} others"
     them = "it" if len(board.highest) == 1 else "them"
-    return f"{score}, but the test rows do not tell {them} from {named}, and other seeds were not run."
+    return f"{score}, but the test rows do not tell {them} from {named}, and other seeds may rank them otherwise."
 
 
 def best_as_headline(board: Board, entry: BoardEntry) -> str | None:

@@ -121,8 +121,8 @@ class Comparison:
     """What every method should beat, highest score first; never called the best."""
     against: tuple[AgainstBaseline, ...] = ()
     """Each method against each baseline."""
-    conditional: bool = False
-    """Whether a method that another seed would change ran with one: what is said holds for these seeds only."""
+    one_seed: str = ""
+    """`With one seed each,`, or of which methods that another seed would change; empty where all of those ran with several."""
     smallest: float | None = None
     """The smallest true difference between two methods that this design shows 80 times in 100; None with one method."""
     rows_that_differ: RowsThatDiffer | None = None
@@ -132,6 +132,11 @@ class Comparison:
     def best(self) -> str:
         """The method with the highest observed score."""
         return self.standings[0].method
+
+    @property
+    def conditional(self) -> bool:
+        """Whether what is said holds for these seeds only."""
+        return bool(self.one_seed)
 
     @property
     def highest(self) -> tuple[str, ...]:
@@ -223,7 +228,8 @@ def compare(
     differ = _first_two(results, order)
     smallest = _smallest(pairs, chances) if len(names) > 1 and not alone else None
     explanation = _explanation(len(standings), level)
-    verdict = _verdict(tuple(standings), level, single, set(names) - set(seedless))
+    one_seed = _one_seed(single, set(names) - set(seedless))
+    verdict = _verdict(tuple(standings), level, one_seed)
     sentence = f"{verdict} {explanation}" if len(standings) > 1 else verdict
     warnings = _warnings(tuple(standings), needed, single, set(seedless), differ, smallest, methods)
     against = _against_baselines(methods, beside, [one.method for one in standings], level, resamples, seed)
@@ -237,7 +243,7 @@ def compare(
         needed,
         beside_methods,
         against,
-        bool(single),
+        one_seed,
         smallest,
         differ,
     )
@@ -405,7 +411,15 @@ def _highest(standings: tuple[Standing, ...]) -> tuple[str, ...]:
     return tuple(one.method for one in standings if one.difference == 0)
 
 
-def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], seeded: set[str]) -> str:
+def _one_seed(single: list[str], seeded: set[str]) -> str:
+    """How a sentence begins where methods that another seed would change ran with one."""
+    if not single:
+        return ""
+    # Of some methods only, whose names would else run into that of the best.
+    return "With one seed each," if len(single) == len(seeded) else f"With one seed only for {listed(single)}:"
+
+
+def _verdict(standings: tuple[Standing, ...], level: float, one_seed: str) -> str:
     kept = [standing.method for standing in standings if standing.may_be_best]
     if len(standings) == 1:
         return f"Only {kept[0]} has results: there is no other method to compare it with."
@@ -413,14 +427,12 @@ def _verdict(standings: tuple[Standing, ...], level: float, single: list[str], s
     highest, rest = listed(alike), listed(kept[len(alike) :])
     tied = len(alike) > 1
     scored, them = ("tie for the highest score", "them") if tied else ("scored highest", "it")
-    if single:
-        # Of some methods only, whose names would else run into that of the best.
-        which = "With one seed each," if len(single) == len(seeded) else f"With one seed only for {listed(single)}:"
+    if one_seed:
         if len(kept) > 1:
             more = f", and the test rows do not tell {them} from {rest}" if rest else ""
-            return f"{which} {highest} {scored}{more}; other seeds may rank all {len(standings)} otherwise."
+            return f"{one_seed} {highest} {scored}{more}; other seeds may rank all {len(standings)} otherwise."
         return (
-            f"{which} {highest} scored highest of {len(standings)} methods, by more than luck with the test rows explains; "
+            f"{one_seed} {highest} scored highest of {len(standings)} methods, by more than luck with the test rows explains; "
             "other seeds may rank them otherwise, so none is called the best."
         )
     if len(kept) == 1:

@@ -198,10 +198,10 @@ def unsearched_rates(results: Results, board: Board) -> str | None:
         )
     if not unsearched:
         return None
-    plural = "s" if len(unsearched) > 1 else ""
+    rate, was, it = ("rates", "were", "them") if len(unsearched) > 1 else ("rate", "was", "it")
     return (
-        f"The learning rate{plural} of {numbers.listed(unsearched)} {'were' if plural else 'was'} not searched: the study states "
-        "it, or the money paid for no tries."
+        f"The learning {rate} of {numbers.listed(unsearched)} {was} not searched: the study states {it}, or the money paid for "
+        "no tries."
     )
 
 
