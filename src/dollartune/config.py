@@ -29,8 +29,12 @@ from dollartune.train.settings import TrainingSettings
 
 # frozen: settings are hashed into a trial's name. forbid and strict: a misspelt key or "3" for 3 is told, never
 # guessed. Docstrings of attributes are what `--help` and the docs print.
-_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+MOST_SEEDS = 10_000
+"""How many seeds a number may stand for: of a million trials the list alone takes minutes."""
+MOST_SEED = 2**63 - 1
+"""What a generator of random numbers takes, either way."""
 NAMED_SCALES = {"low": 100, "medium": 1000, "high": 10_000}
 """Reference 001's data scales."""
 
@@ -69,7 +73,7 @@ class BackboneSettings(BaseModel):
     GPUs, the host's memory and disk. A name, or module -> number of a GPU, cpu or disk (key '': all others)."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
-    random_weights_seed: int | None = None
+    random_weights_seed: int | None = Field(None, ge=-MOST_SEED, le=MOST_SEED)
     """Random instead of pretrained weights, as a control."""
     anatomy: str | None = None
     """A file that says which module plays which role, where reading the structure got it wrong; `dollartune backbones show
@@ -101,7 +105,7 @@ class SearchSettings(BaseModel):
     """Sampler: `tpe` learns from the scores, `quasi` covers the space evenly, `random`."""
     pruner: Literal["none", "median", "halving"] = "median"
     """Pruner: what ends search trials that cannot win early, by their validation loss."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Of the sampler."""
     strategy: Literal["sampled", "anytime"] = "sampled"
     """`sampled`: the sampler proposes settings, the best is trained on every seed. `anytime`: a solved probe first, then the
@@ -216,11 +220,15 @@ Scales = Annotated[tuple[int | None, ...], BeforeValidator(_scales), PlainSerial
 def _seeds(written: Any) -> Any:
     """`3` -> (0, 1, 2); a list stays as it is."""
     if _whole(written):
+        if written > MOST_SEEDS:
+            raise _wrong(f"seeds: {written:,} are more than {MOST_SEEDS:,}. Write how many seeds, or which as a list.")
         written = range(written)
     if not isinstance(written, list | tuple | range) or not all(map(_whole, written)):
         raise _kind("a whole number or a list of whole numbers")
     if not written:
         raise _wrong("seeds: that means no trial at all. Write how many seeds, from 1 up, or which.")
+    if large := [seed for seed in written if abs(seed) > MOST_SEED]:
+        raise _wrong(f"seeds: {large[0]} is beyond {MOST_SEED:,}, the largest that generators take.")
     return _each_once("seeds", written)
 
 

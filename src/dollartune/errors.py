@@ -62,6 +62,7 @@ _PLAIN = {
     "Input should be a valid string": "a text",
     "Input should be a valid integer": "a whole number",
     "Input should be a valid number": "a number",
+    "Input should be a finite number": "a finite number",
     "Input should be a valid boolean": "true or false",
     "Input should be a valid list": "a list",
     "Input should be a valid dictionary": "a mapping",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,67 @@ def test_a_study_file_where_its_copy_would_go_is_not_written_over(
         Study(mine)
     assert mine.read_text() == before
     assert Study(mine, name="others").store.root == tmp_path / "studies" / "others"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"methods": [{"lora": {"alpha": math.inf}}]}, "setting 'alpha' should be a finite number; got inf"),
+        ({"methods": [{"diff_pruning": {"gate_start": math.nan}}]}, "setting 'gate_start' should be a finite number"),
+        ({"methods": [{"lora": {"alpha_pattern": {"*": math.inf}}}]}, "alpha_pattern"),
+        ({"methods": [{"diff_pruning": {"gate_lr": 1e30}}]}, "setting 'gate_lr' should be less than or equal to 10"),
+        ({"methods": [{"knn": {"k": 10**30}}]}, "setting 'k': a whole number is at most"),
+        ({"training": {"clip": math.inf}}, "training.clip should be a finite number"),
+        ({"budget": {"seconds": math.inf}}, "seconds should be a finite number"),
+        ({"methods": [{"parallel": {"scale": 0.0}}]}, "setting 'scale' should be greater than 0"),
+        ({"seeds": 10**12}, "seeds: 1,000,000,000,000 are more than 10,000"),
+        ({"seeds": [0, 2**64]}, "seeds: 18446744073709551616 is beyond"),
+        ({"search": {"seed": -1}}, "search.seed should be greater than or equal to 0"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_wherever_they_stand(
+    command: Any, study_file: Any, changes: dict[str, Any], sentence: str
+) -> None:
+    code, _, error = command("check", study_file(**changes))
+    assert code == 2
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"group": "mood"}, "column 'mood' is the label and the group"),
+        ({"label_words": {"good": " ", "bad": "x"}}, "the word of label 'good' is empty"),
+    ],
+)
+def test_a_task_that_teaches_nothing_is_refused(
+    command: Any, study_of: Any, study_file: Any, changes: dict[str, Any], sentence: str
+) -> None:
+    code, _, error = command("check", study_file(task={**study_of()["task"], **changes}))
+    assert code == 2
+    assert sentence in error
+
+
+def test_budgets_and_folds_beyond_all_bounds_are_large_ones(study_of: Any) -> None:
+    budget = {"seconds": 1e30, "per": "study"}
+    results = Study(study_of(methods=["bitfit", {"linear_probe": {"folds": 10**12}}], budget=budget)).run()
+    assert {record.trial.group for record in results.done()} == {"bitfit", "linear_probe"}
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ({"houlsby": {"size": 10**12}}, "numbers, more than 10 times the"),
+        ({"adapter_drop": {"size": 10**9}}, "numbers, more than 10 times the"),
+        ({"compacter": {"rank": 10**9}}, "numbers, more than 10 times the"),
+        ({"lora": {"lr_ratio": 1e9}}, "the learning rate of B, lr x lr_ratio, is 500000"),
+        ({"few_shot": {"template": 2}}, "has one prompt, 0; template 2 is none of them"),
+    ],
+)
+def test_check_leaves_out_what_would_fail_in_the_run(
+    command: Any, study_file: Any, method: dict[str, Any], sentence: str
+) -> None:
+    code, out, error = command("check", study_file(methods=[method, "zero_shot"]))
+    assert code == 1
+    assert sentence in out + error

@@ -34,6 +34,10 @@ LEAST_COMPUTING_SECONDS = 0.1
 """A process that has computed less says nothing of how busy the machine is."""
 
 
+LONGEST_SECONDS = 1e8
+"""Three years: a system's clock has no room for an alarm in 1e30 seconds, and whoever has so many is asked again."""
+
+
 class BudgetSpent(Exception):
     """Nothing is left of a budget. A booking that it leaves counts as spent, not as failed."""
 
@@ -92,13 +96,14 @@ def alarm(remaining: Callable[[], float], message: str, busy: Callable[[], bool]
     def ring(number: int, frame: FrameType | None) -> None:
         # Asked anew, as the ledger does not run with the clock: others book on it, and a machine may be dearer than planned.
         still = remaining() if not busy() else AGAIN_SECONDS
-        signal.setitimer(signal.ITIMER_REAL, max(AGAIN_SECONDS, still) if still > 0 else REPEAT_SECONDS)
+        again = max(AGAIN_SECONDS, still) if still > 0 else REPEAT_SECONDS
+        signal.setitimer(signal.ITIMER_REAL, min(again, LONGEST_SECONDS))
         if still <= 0:
             raise BudgetSpent(message)
 
     # The handler first: an alarm that nobody handles would end the process.
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(AGAIN_SECONDS, left))
+    signal.setitimer(signal.ITIMER_REAL, min(max(AGAIN_SECONDS, left), LONGEST_SECONDS))
     try:
         yield
     finally:

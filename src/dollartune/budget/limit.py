@@ -57,7 +57,9 @@ class Limit(NamedTuple):
 class BudgetSettings(BaseModel):
     """What may be spent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     dollars: float | None = Field(None, gt=0)
     """Money."""

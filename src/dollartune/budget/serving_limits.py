@@ -35,7 +35,9 @@ class ServingCost(NamedTuple):
 class ServingLimits(BaseModel):
     """The most that serving may take; what takes more is not handed over."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     seconds: float | None = Field(None, gt=0)
     """Of one request alone."""

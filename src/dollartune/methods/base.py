@@ -65,10 +65,16 @@ class Prompting:
     """Text between them."""
 
 
+MOST = 2**63 - 1
+"""What 64 bits hold."""
+
+
 class Settings(BaseModel):
     """Base of all settings. A method that is not trained by steps (solved, in context) derives from it directly."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
@@ -77,6 +83,13 @@ class Settings(BaseModel):
             if field.description is None:
                 inherited = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__[1:])
                 field.description = next((f.description for f in inherited if f is not None and f.description), None)
+
+    @field_validator("*")
+    @classmethod
+    def _has_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > MOST:
+            raise ValueError(f"a whole number is at most {MOST:,}, as tensors count")
+        return value
 
     def mistake(self, sites: Sequence[Site]) -> str | None:
         """Why these settings are a mistake at these sites although they would run, or None."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dollartune.methods.base import Capabilities, Method, ParameterGroup, SiteMethodConfig
+from dollartune.methods.base import HIGHEST_RATE, Capabilities, Method, ParameterGroup, SiteMethodConfig
 from dollartune.methods.edits import Delta, Rows, zeros
 from dollartune.methods.hard_concrete import opened, probability_open
 from dollartune.methods.space import Choice, LogUniform
@@ -28,7 +28,7 @@ class DiffPruningConfig(SiteMethodConfig):
 
     lr: float = 1e-4
     """Peak learning rate of the differences."""
-    gate_lr: float = Field(0.1, gt=0.0)
+    gate_lr: float = Field(0.1, gt=0.0, le=HIGHEST_RATE)
     """Peak learning rate of the gates."""
     where: str = "all_linear"
     """Linears whose weights get a difference."""

@@ -154,7 +154,7 @@ class LinearProbe(SolvedMethod[LinearProbeConfig]):
         return probe.head()
 
     def solve_operations(self, rows: int, width: int, classes: int) -> float:
-        return operations(rows, width, classes, self.config.folds if self.config.C is None else 0)
+        return operations(rows, width, classes, min(self.config.folds, rows) if self.config.C is None else 0)
 
 
 def solve_probe(

@@ -196,6 +196,7 @@ def choose_C(
     Args:
         folds: at most so many; a class with fewer rows is in some folds only, a class with one row is never held out.
     """
+    folds = min(folds, len(labels))  # more would hold out no row
     fold = stratified_folds(labels, folds, seed)
     held = [np.flatnonzero(fold == number) for number in range(folds)]
     held = [rows for rows in held if len(rows)]

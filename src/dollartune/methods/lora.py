@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dollartune.backbones.device_map import tensor_of
 from dollartune.errors import UserError
-from dollartune.methods.base import Capabilities, Method, MethodConfig, ParameterGroup, SiteMethodConfig
+from dollartune.methods.base import HIGHEST_RATE, Capabilities, Method, MethodConfig, ParameterGroup, SiteMethodConfig
 from dollartune.methods.edits import Delta, Override, Rows, dropout, kaiming_uniform, zeros
 from dollartune.methods.exchange import Factors, ImportedPart, PeftCheckpoint, PeftPart, low_rank, selections
 from dollartune.methods.rules import LORA_ALPHA, Facts, lora_rank, lora_rate
@@ -230,6 +230,8 @@ class LoRA(Method[LoRAConfig]):
         return " (0.33 or later: older versions drop rank and alpha patterns without a word)" if patterns else ""
 
     def mistake(self, anatomy: Anatomy) -> str | None:
+        if (rate := self.config.lr * self.config.lr_ratio) > HIGHEST_RATE:
+            return f"the learning rate of B, lr x lr_ratio, is {rate:g}; a learning rate is at most {HIGHEST_RATE:g}."
         return above_all_matrices([(site, self.rank(site)) for site in self.sites(anatomy)])
 
     def scale(self, site: Site) -> float:

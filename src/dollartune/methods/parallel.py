@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
 from torch import nn
 
 from dollartune.methods.base import Capabilities, Method
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class ParallelConfig(BottleneckConfig):
     """A bottleneck beside each chosen sublayer."""
 
-    scale: float = 4.0
+    scale: float = Field(4.0, gt=0.0)
     """Factor s of what is added."""
 
 

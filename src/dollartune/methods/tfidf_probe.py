@@ -128,7 +128,7 @@ class TfidfProbe(SolvedMethod[TfidfProbeConfig]):
         tried = min(rows, SOLVED_IN_ROWS, rows_to_choose_in(classes))
         total = 25.0 * (rows**3 if in_rows else width**3)
         if chooses:
-            total += 4.0 * classes * tried**2 * self.config.folds * len(PATH) * CHOOSING_STEPS
+            total += 4.0 * classes * tried**2 * min(self.config.folds, rows) * len(PATH) * CHOOSING_STEPS
             total += 25.0 * tried**3 if tried < rows else 0.0
         if in_rows:
             return total + 4.0 * classes * rows**2 * SOLVING_STEPS

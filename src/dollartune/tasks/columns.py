@@ -114,6 +114,11 @@ def choose_columns(
     label, target = _answer(
         config, rows, [name for name in names if name not in taken and name not in asked], source, notes
     )
+    if label is not None and config.group == label:
+        raise UserError(
+            f"{source}: column {label!r} is the label and the group: each split would have labels of its own.",
+            "Name the column of what must stay together (a patient, a page), or leave `group` out.",
+        )
     if image is not None:
         if label is None:
             raise UserError(f"{source} describes images, which need a label column; it has {names}.", NAME_ANSWER)

@@ -17,7 +17,9 @@ class TaskConfig(BaseModel):
     Exactly one of `preset`, `data` and `mixture` is given.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
 
     preset: str | None = None
     """Start from this preset (`dollartune tasks ls`) and change what is given beside it."""

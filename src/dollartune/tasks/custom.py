@@ -258,7 +258,9 @@ def _checked(task: Task) -> Task:
     from dollartune.metrics import get
 
     words = list(task.label_words.values())
-    for word in words:
+    for label, word in task.label_words.items():
+        if not word.strip():
+            raise UserError(f"task {task.name!r}: the word of label {label!r} is empty.", "Change `label_words`.")
         if words.count(word) > 1:
             raise UserError(f"task {task.name!r} has the label word {word!r} for two labels.", "Change `label_words`.")
 

@@ -16,7 +16,9 @@ _COHORT_ON_GPU = 8
 class TrainingSettings(BaseModel):
     """Training settings of a study."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     epochs: Annotated[int, Field(ge=1)] | Literal["reference_001"] | None = None
     """Passes over the training rows. By default training has 4.5 rows^0.6 steps of 16 rows, or as many as a budget pays for;

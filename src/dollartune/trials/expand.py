@@ -14,8 +14,10 @@ from dollartune.backbones.locate import source_notes
 from dollartune.backbones.outline import Outline, anatomy_without_weights, outline_of
 from dollartune.budget.prices import price_note
 from dollartune.errors import UserError, unknown_name
+from dollartune.methods.base import prompting_of
 from dollartune.methods.registry import method_class, reference
 from dollartune.methods.selection import NoSuchSite, NothingSelected
+from dollartune.tasks.mixture import Mixture
 from dollartune.tasks.registry import load_task
 from dollartune.trials.trial import Trial, Variant, plan_trials, variants
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 MOST_VIRTUAL = 0.25
 """Share of a backbone's positions that a search gives to virtual tokens: they stay free in every method's rows, which are cut the
 sooner for them. 48 tokens, the most that any range has, are a tenth of 512 positions."""
+
+MOST_OF_BACKBONE = 10
+"""Times its own parameters that a method may train beside a backbone. Full tuning trains once as many; reparameterized prefixes
+and prompts of models for tests a few times as many."""
 
 
 def objective_of(trial_methods: Sequence[Method[Any]], preferred: Objective) -> Objective:
@@ -265,6 +271,11 @@ class _Screening:
                 f"{label}: a solved method reads the frozen backbone and cannot be combined with others; a trained head begins "
                 "at the solved one with training: {head_start: probe}."
             )
+        template = 0 if (prompting := prompting_of(methods)) is None else prompting.template
+        for part in (*task.parts, *task.held_out) if isinstance(task, Mixture) else (task,):
+            if template > (most := len(part.extra_templates)):
+                has = f"prompts 0 to {most}" if most else "one prompt, 0"
+                return f"{label}: task {part.name!r} has {has}; template {template:,} is none of them."
         if trial.objective == "classification" and task.kind != "classification":
             return f"method {label!r} on {trial.backbone!r} scores classes; task {task.name!r} asks for text."
         if trial.objective == "classification" and not trial.trains:
@@ -284,6 +295,8 @@ class _Screening:
                     method.sites(self._anatomy(trial))
                     if (wrong := method.mistake(self._anatomy(trial))) is not None:
                         return f"{trial.variant.label}: {wrong}"
+                    if (larger := _larger_than_all(method, self._anatomy(trial))) is not None:
+                        return f"{trial.variant.label}: {larger}"
                 except NothingSelected as error:
                     return f"{trial.variant.label}: {error.message}"
                 except NoSuchSite as error:
@@ -311,6 +324,15 @@ class _Screening:
             wanted = self.backbones[trial.backbone_index]
             self._anatomies[key] = anatomy_without_weights(wanted.name, trial.objective, wanted.trust_remote_code)
         return self._anatomies[key]
+
+
+def _larger_than_all(method: Method[Any], anatomy: Anatomy) -> str | None:
+    """What is wrong where a method would train many times what the backbone has, so that no machine would hold both."""
+    sites, whole = method.sites(anatomy), anatomy.at("model")[0].parameters
+    trained = sum(method.count(site) for site in sites) + method.count_shared(sites, anatomy)
+    if trained <= MOST_OF_BACKBONE * whole:
+        return None
+    return f"it would train {trained:,} numbers, more than {MOST_OF_BACKBONE} times the {whole:,} of the backbone."
 
 
 def _unreadable(task: Task, label: str, methods: Sequence[Method[Any]]) -> str | None:
