@@ -48,7 +48,11 @@ def test_a_server_runs_on_the_gpu_if_there_is_one(
 ) -> None:
     placed: list[str] = []
     monkeypatch.setattr(run, "default_device", lambda: torch.device("meta"))  # stands for a GPU
-    monkeypatch.setattr(run, "served_dtype", lambda infos, device: placed.append(device) or "float32")
-    monkeypatch.setattr(run, "Service", lambda backbone, *_: type("Served", (), {"add_now": lambda *_: None})())
+
+    def service(backbone: Any, *_: object) -> Any:
+        placed.append(backbone.device.type)
+        return type("Served", (), {"add_now": lambda *_: None})()
+
+    monkeypatch.setattr(run, "Service", service)
     run.build_service("tiny-decoder", {"moods": folder}, None, device=asked)  # type: ignore[arg-type]
     assert placed == [wanted]

@@ -71,22 +71,29 @@ def test_options_are_the_server_s_limits(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("tuned", "bf16", "served"),
+    ("tuned", "weights"),
     [
-        ([], True, "float32"),
-        (["bfloat16", "bfloat16"], True, "bfloat16"),
-        (["bfloat16"], False, "float32"),
-        (["bfloat16", "float32"], True, "float32"),
-        ([None], True, "float32"),
-        (["float9"], True, "float32"),
+        ([], "float32"),
+        (["bfloat16", "bfloat16"], "bfloat16"),
+        (["bfloat16", "float32"], "float32"),
+        ([None], "float32"),
+        (["float9"], "float32"),
     ],
 )
-def test_adapters_are_served_as_they_were_tuned(
-    monkeypatch: pytest.MonkeyPatch, tuned: list[str | None], bf16: bool, served: str
-) -> None:
-    monkeypatch.setattr("dollartune.serve.run.cpu_has_bf16", lambda: bf16)
+def test_adapters_are_served_with_the_weights_that_they_were_tuned_with(tuned: list[str | None], weights: str) -> None:
     infos = {str(number): {} if one is None else {"dtype": one} for number, one in enumerate(tuned)}
-    assert served_dtype(infos, "cpu") == served
+    assert served_dtype(infos) == weights
+
+
+def test_a_processor_serves_weights_of_half_precision_in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the values that they were tuned with, rounding included, and not with those of the checkpoint."""
+    folder = write_tiny(tmp_path / "model", "llama")
+    monkeypatch.setattr("dollartune.serve.run.served_dtype", lambda infos: "bfloat16")
+    served = build_service(str(folder), {}, Limits(), device="cpu").backbone.model
+    tuned = load_backbone(str(folder), dtype=torch.bfloat16).model
+    assert served.dtype == torch.float32
+    for name, weight in tuned.named_parameters():
+        assert torch.equal(served.get_parameter(name), weight.float())
 
 
 def test_another_number_format_than_the_tuned_one_is_said() -> None:

@@ -124,7 +124,9 @@ def _unchanged(hook: Hook) -> Hook:
 
 def _tied_targets(model: nn.Module, overrides: dict[str, Tensor]) -> list[tuple[nn.Module, str, Tensor]]:
     """(module, parameter name, value) wherever an overridden parameter is held: a tied one is held by several modules."""
-    value_of = {id(model.get_parameter(name)): value for name, value in overrides.items()}
+    # in the format that the parameter has now: the backbone may compute in another one for a while
+    targets = {name: model.get_parameter(name) for name in overrides}
+    value_of = {id(targets[name]): value.to(targets[name].dtype) for name, value in overrides.items()}
     return [
         (module, name, value_of[id(parameter)])
         for module in model.modules()

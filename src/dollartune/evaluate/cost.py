@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import torch
 
 from dollartune.budget.peak_memory import PeakMemory
 from dollartune.evaluate.evaluation import Evaluator
+from dollartune.evaluate.fp32_passes import in_fp32, rounds
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import class_log_probabilities, label_log_probabilities
 from dollartune.methods.base import prompting_of
@@ -79,7 +81,9 @@ def request_cost(
     asked = evaluator.encode(examples[:REQUESTS], prompting, seed)
     answer = _answerer(evaluator, adapter)
     # A user's request is a new text: what a study has computed before of its own rows does not make it cheaper.
-    with evaluator.attached.every_layer():
+    # Servers answer in fp32 on a processor.
+    served = evaluator.backbone.device.type == "cpu" and rounds(evaluator.attached)
+    with evaluator.attached.every_layer(), in_fp32(evaluator.attached) if served else nullcontext():
         alone, passes = _measure(evaluator, answer, asked, seconds)
         peak = _peak_bytes(evaluator, adapter, lambda: answer(asked))
     virtual = _virtual_tokens(evaluator, adapter)

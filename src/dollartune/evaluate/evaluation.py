@@ -12,6 +12,7 @@ import torch
 
 from dollartune import metrics
 from dollartune.errors import UserError
+from dollartune.evaluate.fp32_passes import surely_best
 from dollartune.evaluate.generation import generate_texts
 from dollartune.evaluate.labels import LABEL_SLACK_TOKENS, class_log_probabilities, label_log_probabilities
 from dollartune.evaluate.prompts import content_free, few_shot_encoded
@@ -141,10 +142,7 @@ class Evaluator:
         if self.task.kind == "generation":
             facts = self._generation(adapter, examples, encoded)
         elif self.backbone.objective == "classification":
-            log_p = class_log_probabilities(
-                self.backbone, self.attached, adapter, encoded, self.batch_size, self.features
-            )
-            facts = classified(self.task, examples, log_p, None)
+            facts = classified(self.task, examples, self._class_scores(adapter, encoded), None)
         else:
             facts = self._label_scored(adapter, examples, encoded, prompting, seed)
         lengths = [len(e.prompt) for e in encoded]
@@ -233,28 +231,59 @@ class Evaluator:
         seed: int,
     ) -> ScoredRows:
         answers = self.encoder.label_answers(self.task)
-        log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)
-        offsets = None if adapter is None else self.attached.adapters[adapter].label_offsets
-        if offsets is not None and len(offsets) == len(answers):  # of another task's labels they say nothing
-            log_p = log_p + offsets.to(log_p)
+        asked: list[Encoded] = []
         if prompting is not None and prompting.calibrate:
             # the same seed as the questions: the same solved examples stand before both
             asked = self.encode(self._calibration_rows(prompting), prompting, seed)
-            prior = label_log_probabilities(self.backbone, self.attached, adapter, asked, answers, self.batch_size)
-            each = prior.log_softmax(-1)
-            if prompting.calibrate == "training_rows":
-                # an offset of each label's score, estimated over many inputs: Zhou et al. (2024) average probabilities, whose
-                # mean is the few sure rows' where a model is sure of some and unsure of most
-                log_p = log_p - each.mean(0)
-            else:
-                # Contextual calibration (Zhao et al., 2021): divide by what the labels get for content-free inputs, averaged as
-                # probabilities, since averaging logs of three would let one near-zero label rule.
-                log_p = log_p - each.exp().mean(0).log()
+        averaged = prompting is not None and prompting.calibrate == "training_rows"
+
+        def score(rows: Sequence[int]) -> torch.Tensor:
+            some = [encoded[row] for row in rows]
+            return self._label_scores(adapter, some, answers, asked, averaged)
+
+        log_p = surely_best(self.attached, score(range(len(encoded))), score)
         texts = None
         if self.free_generation:
             longest = max(len(answer) for answer in answers) + LABEL_SLACK_TOKENS
             texts = generate_texts(self.backbone, self.attached, adapter, encoded, longest, self.batch_size, True)
         return classified(self.task, examples, log_p, texts)
+
+    def _class_scores(self, adapter: str | None, encoded: Sequence[Encoded]) -> torch.Tensor:
+        def score(rows: Sequence[int]) -> torch.Tensor:
+            some = [encoded[row] for row in rows]
+            return class_log_probabilities(self.backbone, self.attached, adapter, some, self.batch_size, self.features)
+
+        return surely_best(self.attached, score(range(len(encoded))), score)
+
+    def _label_scores(
+        self,
+        adapter: str | None,
+        encoded: Sequence[Encoded],
+        answers: Sequence[tuple[int, ...]],
+        asked: Sequence[Encoded],
+        averaged: bool,
+    ) -> torch.Tensor:
+        """log p of each label, (rows, labels), with what an adapter adds to it and without what the prompt alone makes likely.
+
+        Args:
+            asked: rows that tell what the prompt makes likely; empty without calibration.
+            averaged: take their scores off, averaged, and not the logarithm of their mean probabilities.
+        """
+        log_p = label_log_probabilities(self.backbone, self.attached, adapter, encoded, answers, self.batch_size)
+        offsets = None if adapter is None else self.attached.adapters[adapter].label_offsets
+        if offsets is not None and len(offsets) == len(answers):  # of another task's labels they say nothing
+            log_p = log_p + offsets.to(log_p)
+        if not asked:
+            return log_p
+        prior = label_log_probabilities(self.backbone, self.attached, adapter, asked, answers, self.batch_size)
+        each = prior.log_softmax(-1)
+        if averaged:
+            # an offset of each label's score, estimated over many inputs: Zhou et al. (2024) average probabilities, whose
+            # mean is the few sure rows' where a model is sure of some and unsure of most
+            return log_p - each.mean(0)
+        # Contextual calibration (Zhao et al., 2021): divide by what the labels get for content-free inputs, averaged as
+        # probabilities, since averaging logs of three would let one near-zero label rule.
+        return log_p - each.exp().mean(0).log()
 
     def _generation(self, adapter: str | None, examples: Sequence[Example], encoded: Sequence[Encoded]) -> ScoredRows:
         limit = self.task.max_answer_tokens

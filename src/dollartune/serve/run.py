@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dollartune.attachment.fast.processor import cpu_has_bf16
 from dollartune.backbones.weights import DTYPES
 from dollartune.errors import UserError
 from dollartune.export.opening import open_backbone
@@ -39,7 +38,8 @@ def build_service(
 
     Args:
         device: by default the GPU if there is one, as in tuning.
-        dtype: of the backbone's weights; by default that in which the adapters were tuned, see `served_dtype`.
+        dtype: of the backbone's weights, in which it computes; by default the weights are those that the adapters were tuned with
+            (`served_dtype`), and a processor computes with them in float32, where no answer depends on what is asked beside it.
 
     Raises:
         UserError: one cannot be loaded, or adapters ask for different objectives or classes.
@@ -54,9 +54,11 @@ def build_service(
         )
     first: dict[str, object] = next(iter(infos.values()), {"objective": None})
     device = str(default_device()) if device is None else _checked_device(device)
-    dtype = served_dtype(infos, device) if dtype is None else dtype
-    loaded = open_backbone(first, backbone, quantize, dtype, device_map)
+    weights = served_dtype(infos) if dtype is None else dtype
+    loaded = open_backbone(first, backbone, quantize, weights, device_map)
     if quantize == "none" and device_map is None:
+        if dtype is None and torch.device(device).type == "cpu":
+            loaded.model.float()  # rounded already as they were in tuning, and cast exactly
         # Its weights have their format already: named again, it would round the fp32 tables of rotary positions, which
         # `predict` has.
         loaded.model.to(device)
@@ -83,15 +85,12 @@ def _checked_device(name: str) -> str:
     return name
 
 
-def served_dtype(infos: Mapping[str, Mapping[str, Any]], device: str) -> str:
-    """The number format in which all these adapters were tuned, as `predict` and `evaluate` take it, so that answers are theirs;
-    float32 where they differ, or where the processor has no instructions for it and would take three times as long."""
+def served_dtype(infos: Mapping[str, Mapping[str, Any]]) -> str:
+    """The number format of the weights that all these adapters were tuned with, as `predict` and `evaluate` load them, so that
+    answers are theirs; float32 where they differ."""
     tuned = {str(info.get("dtype", "float32")) for info in infos.values()}
-    if len(tuned) != 1:
-        return "float32"
-    (name,) = tuned
-    quick = device != "cpu" or (name == "bfloat16" and cpu_has_bf16())
-    return name if name in DTYPES and quick else "float32"
+    name = tuned.pop() if len(tuned) == 1 else "float32"
+    return name if name in DTYPES else "float32"
 
 
 def dtype_notes(service: Service, infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -102,8 +101,9 @@ def dtype_notes(service: Service, infos: Mapping[str, Mapping[str, Any]]) -> lis
         return []
     listed = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
     tuned = " and ".join(sorted({str(infos[name]["dtype"]) for name in others}))
+    alone = ", so that no answer depends on what is asked beside it" if served == "float32" else ""
     return [
-        f"{listed}: tuned in {tuned}, served in {served}; probabilities differ in the second or third digit from those of "
+        f"{listed}: tuned in {tuned}, served in {served}{alone}; probabilities differ in the second or third digit from those of "
         "`dollartune predict`. Choose with --dtype."
     ]
 

@@ -1,0 +1,174 @@
+"""Answers of a backbone in half precision are those of each row alone, on processors that round by the shape of a product too."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dollartune.attachment.attached import Attached
+from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.evaluate import fp32_passes, generation
+from dollartune.evaluate.evaluation import Evaluator
+from dollartune.evaluate.fp32_passes import in_fp32, rounds, surely_best
+from dollartune.evaluate.generation import generate_texts
+from dollartune.methods.registry import build_method
+from dollartune.tasks.base import Task
+from dollartune.tasks.registry import load_task
+from dollartune.testing.practice import perturb
+from dollartune.train.encoding import Encoder
+
+BATCHES = (1, 8, 32)
+ROWS = 33
+LABELS = (
+    "good",
+    "bad",
+    "warm",
+    "cold",
+    "fast",
+    "slow",
+    "new",
+    "old",
+    "high",
+    "low",
+    "red",
+    "blue",
+    "open",
+    "near",
+    "dark",
+    "soft",
+)
+FAMILIES = ("llama", "gpt_neo", "t5")
+
+
+@pytest.fixture
+def shapes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that sums a product of another shape in another order: in half precision each result is rounded up or down by
+    that, half a step at most."""
+    plain: Callable[..., Tensor] = functional.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.dtype != torch.bfloat16:
+            return plain(x, weight, bias)
+        exact = plain(x.float(), weight.float(), None if bias is None else bias.float())
+        draw = torch.Generator().manual_seed(x.shape[:-1].numel())
+        return (exact * (1 + (torch.rand(exact.shape, generator=draw) - 0.5) * 2**-7)).to(torch.bfloat16)
+
+    monkeypatch.setattr(functional, "linear", linear)
+
+
+@pytest.fixture(scope="module")
+def many_moods(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """Texts of one to twelve words with sixteen labels, of which two are nearly as likely for some texts."""
+    path = tmp_path_factory.mktemp("moods") / "moods.csv"
+    words = ["the", "film", "was", "a", "long", "walk", "to", "our", "new", "book", "and", "song"]
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("text", "mood"))
+        rows.writerows(
+            (" ".join([*words[n % 5 : n % 5 + 1 + n % 11], str(n)]), LABELS[n % len(LABELS)]) for n in range(160)
+        )
+    return load_task({"data": str(path), "prompt": "{text}. Mood:", "label": "mood"})
+
+
+def half(folder: Path, objective: Any = None, labels: tuple[str, ...] = ()) -> Backbone:
+    return load_backbone(str(folder), objective, labels, dtype=torch.bfloat16)
+
+
+def answers(
+    backbone: Backbone, task: Task, batch_size: int, method: str | None = None, rows: int = ROWS
+) -> list[str | None]:
+    attached = Attached(backbone.model, backbone.anatomy)
+    methods = [] if method is None else [build_method(method)]
+    try:
+        if method is not None:
+            perturb(attached.add("mine", methods), 0.2, 0)
+        evaluator = Evaluator(backbone, attached, task, Encoder(backbone), (), False, batch_size)
+        asked = task.splits(rows, 0, 1).train
+        return [row.predicted for row in evaluator.evaluate("mine" if method else None, methods, asked).predictions]
+    finally:
+        attached.detach()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_are_those_of_the_row_alone(
+    local_backbone: Any, many_moods: Task, family: str, shapes_decide: None
+) -> None:
+    backbone = half(local_backbone(family))
+    alone = answers(backbone, many_moods, 1)
+    for size in BATCHES[1:]:
+        assert answers(backbone, many_moods, size) == alone
+
+
+def test_classes_and_tuned_weights_too(local_backbone: Any, many_moods: Task, shapes_decide: None) -> None:
+    classifier = half(local_backbone("bert"), "classification", many_moods.labels)
+    for backbone, method in (
+        (classifier, "bitfit"),
+        (half(local_backbone("llama")), "full"),
+        (half(local_backbone("gpt2")), "prefix"),
+    ):
+        assert answers(backbone, many_moods, 16, method, 16) == answers(backbone, many_moods, 1, method, 16), method
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_those_of_the_row_alone(
+    local_backbone: Any, many_moods: Task, family: str, shapes_decide: None
+) -> None:
+    backbone = half(local_backbone(family))
+    encoded = Encoder(backbone).encode(many_moods, many_moods.splits(ROWS, 0, 1).train)
+    attached = Attached(backbone.model, backbone.anatomy)
+    alone, eight, all_at_once = (generate_texts(backbone, attached, None, encoded, 6, size) for size in BATCHES)
+    attached.detach()
+    assert eight == alone
+    assert all_at_once == alone
+
+
+def test_without_them_neighbours_decide(
+    local_backbone: Any, many_moods: Task, shapes_decide: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp32_passes, "rounds", lambda attached: False)
+    monkeypatch.setattr(generation, "rounds", lambda attached: False)
+    backbone = half(local_backbone("llama"))
+    assert answers(backbone, many_moods, 32) != answers(backbone, many_moods, 1)
+    encoded = Encoder(backbone).encode(many_moods, many_moods.splits(ROWS, 0, 1).train)
+    attached = Attached(backbone.model, backbone.anatomy)
+    assert generate_texts(backbone, attached, None, encoded, 6, 32) != generate_texts(
+        backbone, attached, None, encoded, 6, 1
+    )
+    attached.detach()
+
+
+def test_rows_that_are_sure_are_asked_once_and_weights_are_as_before(local_backbone: Any) -> None:
+    backbone = half(local_backbone("llama"))
+    before = {name: one.clone() for name, one in backbone.model.named_parameters()}
+    attached = Attached(backbone.model, backbone.anatomy)
+    asked: list[list[int]] = []
+    formats: set[torch.dtype] = set()
+
+    def score(rows: Any) -> Tensor:
+        asked.append(list(rows))
+        formats.add(backbone.dtype)
+        return torch.tensor([[9.0, 8.0]] * len(rows))
+
+    scores = torch.tensor([[0.0, 1.0], [0.0, 0.1], [3.0, -1.0], [0.0, 0.0]])
+    found = surely_best(attached, scores, score)
+    assert asked == [[1, 3]]
+    assert formats == {torch.float32}
+    assert found.tolist() == [[0.0, 1.0], [9.0, 8.0], [3.0, -1.0], [9.0, 8.0]]
+    with torch.inference_mode(), in_fp32(attached):
+        assert not rounds(attached), "they are in fp32 now"
+    for name, one in backbone.model.named_parameters():
+        assert one.dtype == torch.bfloat16
+        assert torch.equal(one, before[name])
+        assert not one.is_inference()
+    attached.detach()
+    plain = load_backbone(str(local_backbone("llama")))
+    attached = Attached(plain.model, plain.anatomy)
+    assert surely_best(attached, scores, score) is scores, "nothing rounds"
+    attached.detach()
