@@ -92,7 +92,8 @@ def test_a_solved_adapter_is_scored_on_the_rows_that_what_is_left_pays_for(left:
     from types import SimpleNamespace as Facts
 
     state: Any = Facts(
-        adapter=Facts(readout=Facts(pooling=("mean",), most_tokens=None)), progress=Facts(seconds_per_row=0.1)
+        adapter=Facts(readout=Facts(pooling=("mean",), most_tokens=None)),
+        progress=Facts(seconds_per_row=0.1, stopped="", rows_share=1.0),
     )
     rows = [Facts(content=number) for number in range(130)]
     # of the first 20 rows half are there already, and take nothing
@@ -102,6 +103,10 @@ def test_a_solved_adapter_is_scored_on_the_rows_that_what_is_left_pays_for(left:
     nothing: Any = None
     scorer = TrialScorer(nothing, Facts(ledger=None), nothing, Facts(left=lambda trial: left))  # type: ignore[arg-type]
     assert scorer._affordable(nothing, context, state, 130) == count
+    state.progress.stopped, state.progress.rows_share = "budget", 0.2
+    assert scorer._affordable(nothing, context, state, 130) == min(count, 52), "twice the share of the training rows"
+    context.features.missing = lambda backbone, rows, pooling: rows[100:]
+    assert scorer._affordable(nothing, context, state, 130) == 100, "rows that are there take nothing"
 
 
 def test_a_search_trial_whose_money_is_short_has_a_score(study_of: Any, local_backbone: Any, monkeypatch: Any) -> None:

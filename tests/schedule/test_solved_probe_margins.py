@@ -163,7 +163,8 @@ def test_a_share_that_time_cut_is_made_larger_where_nothing_is_trained(
             break
         config = hand.next().trials[0].variant.build()[0].config
         assert config.rows_share == pytest.approx(expected, abs=0.02)
-        hand.ran(hand.next(), 0.5, 9.0, rows_share=there)
+        # a little more, and most of the time was the solution's: a third larger share is not to be had
+        hand.ran(hand.next(), 0.5, 2.0, rows_share=there + 0.005)
         expected = None
     assert hand.over
 

@@ -98,6 +98,16 @@ def validation_rows(cohort: Cohort, costs: EvaluationCost, settings: StudySettin
     return min(costs.validation_rows, most if cohort.validation_rows is None else cohort.validation_rows, most)
 
 
+SCORED_SHARE = 2.0
+"""Times the share of the training rows, so much of the validation rows is scored: all of them beside a sixth of the training rows
+would take as long as these, and neither would be paid for."""
+
+
+def scored_beside(share: float, validation_rows: int) -> int:
+    """Validation rows that something is scored on that is solved on a share of the training rows."""
+    return min(validation_rows, max(LEAST_TEST_ROWS, round(SCORED_SHARE * share * validation_rows)))
+
+
 def evaluation_seconds(cohort: Cohort, costs: EvaluationCost, settings: StudySettings) -> float:
     """What must be reserved to evaluate a cohort's trials."""
     seconds = 0.0

@@ -18,9 +18,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dollartune.budget.deadline import Deadline, closing_seconds, until
-from dollartune.engines.base import Cohort, EvaluationCost, TimeLimit, evaluation_seconds, validation_rows
+from dollartune.engines.base import (
+    Cohort,
+    EvaluationCost,
+    TimeLimit,
+    evaluation_seconds,
+    scored_beside,
+    validation_rows,
+)
 from dollartune.engines.measure_cost import WRITING
 from dollartune.train.features import read_of
+from dollartune.train.rows_in_time import fresh_counts
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
@@ -86,11 +94,13 @@ class StageLimits:
         count = validation_rows(cohort, context.costs(), self.settings)
         read = read_of(readout, context.validation[:count])
         # rows that are there already, and tokens that are counted alone, take no pass
-        unknown = len(context.features.missing(context.backbone, read, readout.pooling))
+        fresh = fresh_counts(context.features, context.backbone, read, readout.pooling)
 
-        def left(seconds_per_row: float) -> float:
+        def left(rows: int, seconds_per_row: float) -> float:
+            # a final trial is scored on all of them
+            scored = scored_beside(rows / len(state.train), count) if cohort.purpose == "search" else count
             costs = replace(
-                context.costs(), validation_rows=unknown, seconds_per_validation_row=seconds_per_row,
+                context.costs(), validation_rows=fresh[scored], seconds_per_validation_row=seconds_per_row,
                 seconds_per_row=seconds_per_row,
             )  # fmt: skip
             kept = self._after_training(cohort, costs, limit) + WRITING * state.adapter.count()

@@ -8,6 +8,7 @@ Test rows come last, with the adapter as it is handed over, and choose nothing.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,7 +19,13 @@ from dollartune import format as numbers
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.ledger import Share
 from dollartune.engines.adapters import average_with
-from dollartune.engines.base import EVALUATION_MARGIN, EVALUATION_SECONDS, LEAST_TEST_ROWS, validation_rows
+from dollartune.engines.base import (
+    EVALUATION_MARGIN,
+    EVALUATION_SECONDS,
+    LEAST_TEST_ROWS,
+    scored_beside,
+    validation_rows,
+)
 from dollartune.errors import UserError
 from dollartune.evaluate.class_offsets import held_out_offsets, prior_offsets
 from dollartune.evaluate.evaluation import CALIBRATION_ROWS
@@ -27,6 +34,7 @@ from dollartune.metrics import counts_rare_classes
 from dollartune.train.distributed import processes
 from dollartune.train.features import read_of
 from dollartune.train.head_start import has_offsets, shift_classes
+from dollartune.train.rows_in_time import fresh_counts
 from dollartune.train.solve import FEATURE_ROWS, solve_on_all, solve_on_all_seconds
 from dollartune.trials.build_record import validation_result
 from dollartune.trials.record import ValidationResult
@@ -115,24 +123,23 @@ class TrialScorer:
         return TrialScores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
 
     def _affordable(self, trial: Trial, context: TrialContext, state: TrialState, most: int) -> int:
-        """Validation rows on which a solved trial can still be scored, where features and solution took longer than they should
-        have: what has been solved is there, and without a score nobody would get it.
+        """Validation rows on which a solved trial is scored: as few as its training rows where its time ended, and no more than
+        can be paid for, where features or solution took longer still: what has been solved is there, and without a score nobody
+        would get it. Rows whose features are there take nothing.
 
         Args:
             most: that it should be scored on.
         """
-        readout, each = state.adapter.readout, state.progress.seconds_per_row
+        readout, progress = state.adapter.readout, state.progress
         left = self.limits.left(trial) - EVALUATION_SECONDS
-        if readout is None or math.isinf(left) or each <= 0:
+        if readout is None or progress.seconds_per_row <= 0:
             return most
         rows = read_of(readout, context.validation[:most])
-        fresh = {row.content for row in context.features.missing(context.backbone, rows, readout.pooling)}
-        affordable = max(0.0, left) / (EVALUATION_MARGIN * each)
-        for count, row in enumerate(rows):
-            affordable -= row.content in fresh
-            if affordable < 0 and count >= LEAST_TEST_ROWS:
-                return count
-        return most
+        fresh = fresh_counts(context.features, context.backbone, rows, readout.pooling)
+        wanted = scored_beside(progress.rows_share or 1.0, most) if progress.stopped == "budget" else most
+        paid = max(0.0, left) / (EVALUATION_MARGIN * progress.seconds_per_row)
+        # with each row that has to pass come those behind it that need not
+        return max(min(most, LEAST_TEST_ROWS), bisect_right(fresh, min(fresh[wanted], paid)) - 1)
 
     def score_stored(self, cohort: Cohort, trial: Trial, context: TrialContext) -> Evaluation:
         """The adapter that a search trial left, on the test rows."""

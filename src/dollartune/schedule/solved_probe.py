@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dollartune import format as numbers
-from dollartune.engines.base import LEAST_TEST_ROWS
+from dollartune.engines.base import scored_beside
 from dollartune.schedule.anytime_state import AnytimeState, Run
 from dollartune.schedule.first_settings import Setting, rows_may_be_limited, tokens_may_be_limited
 from dollartune.schedule.run_cost import PLAN_MARGIN
@@ -45,9 +45,6 @@ TOKENS_SHARE = 0.5
 thousand rows that is not the second or two that it takes otherwise, and it comes first for being quick."""
 LEAST_PICTURES_SHARE = 0.01
 """Of pictures, which have no words to count, at least so many: some of each class, mostly."""
-SCORED_SHARE = 2.0
-"""Times the share of the training rows, so much of the validation rows is scored: all of them beside a sixth of the training rows
-would take as long as these, and neither would be paid for."""
 PART_SHARE = 0.1
 """Of the money that is left, after so much there should be an adapter that knows the backbone: where features of all rows take
 longer, a part of the rows is solved on first. Its validation rows are the same, so that the two can be compared."""
@@ -165,8 +162,7 @@ class SolvedProbe:
         """Keeps the share of the rows, and with it that of the validation rows; what the user should know of it."""
         # Two digits: it stands in the trial's settings and is read by people.
         self.state.probe_share = float(f"{share:.2g}")
-        scored = round(SCORED_SHARE * share * cost.validation_rows)
-        self.state.validation_rows = min(cost.validation_rows, max(LEAST_TEST_ROWS, scored))
+        self.state.validation_rows = scored_beside(share, cost.validation_rows)
         rows = "each row" if share == 1.0 else f"{numbers.percent(self.state.probe_share)} of the rows"
         return f"{tokens}{rows} go through the backbone: all would take too long."
 
@@ -198,8 +194,12 @@ class SolvedProbe:
         outcome = self.history.outcome(last)
         if outcome.rows_share == 1.0 or outcome.training_seconds <= 0:
             return None
-        computed = outcome.rows_share - (self.state.part_share or 0.0)  # the part's features were there
-        affordable = max(0.0, computed) * seconds / (PLAN_MARGIN * outcome.training_seconds)
+        alike = [run for run in self.state.runs if run.stage == "probe" and run.setting.tokens == last.setting.tokens]
+        there = [
+            self.history.outcome(run).rows_share for run in alike if run != last and self.history.score(run) is not None
+        ]
+        computed = max(0.0, outcome.rows_share - max(there, default=0.0))  # features of earlier ones were there
+        affordable = computed * seconds / (PLAN_MARGIN * outcome.training_seconds)
         share = min(1.0, float(f"{outcome.rows_share + affordable:.2g}"))
         setting = replace(last.setting, rows_share=share)
         # What was tried has its record: of a setting whose time ended no second one can come.

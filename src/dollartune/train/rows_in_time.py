@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from dollartune.train.encoding import Encoded
     from dollartune.train.features import FeatureStore
 
-SecondsLeft = Callable[[float], float]
-"""Seconds until a solution must be there, where a row takes so many seconds forwards: rows are scored afterwards at that pace."""
+SecondsLeft = Callable[[int, float], float]
+"""(rows, seconds of a row forwards) -> seconds until a solution on so many rows must be there: others are scored afterwards."""
 STAGE_PART = 1 / 4
 """Of the time that is left, a stage takes so much. A larger part would be lost where the machine becomes slow in the middle of
 it; a smaller one makes more passes of fewer rows, and rows of less like length in a batch."""
@@ -74,6 +74,18 @@ def share_of(rows: Sequence[RowT], share: float) -> Sequence[RowT]:
     return [rows[index] for index in sorted(by_depth(rows)[: rows_of(share, len(rows))])]
 
 
+def fresh_counts(
+    store: FeatureStore, backbone: Backbone, rows: Sequence[Encoded], pooling: tuple[str, ...]
+) -> list[int]:
+    """Of the first n rows, n from 0 on, those whose features are not there, each content once."""
+    unknown = {row.content for row in store.missing(backbone, rows, pooling)}
+    counts = [0]
+    for row in rows:
+        counts.append(counts[-1] + (row.content in unknown))
+        unknown.discard(row.content)
+    return counts
+
+
 def pass_in_time(
     readout: Readout,
     train: Sequence[Encoded],
@@ -97,18 +109,14 @@ def pass_in_time(
         clock says: without them there is no adapter.
     """
     rows = [train[index] for index in by_depth(train)[: rows_of(readout.rows_share, len(train))]]
-    unknown = {row.content for row in store.missing(backbone, rows, readout.pooling)}
-    fresh = [0]  # of the first n rows, those that have to pass, each content once
-    for row in rows:
-        fresh.append(fresh[-1] + (row.content in unknown))
-        unknown.discard(row.content)
+    fresh = fresh_counts(store, backbone, rows, readout.pooling)
 
-    def most_rows(done: int, left: float, pace: float, most_fresh: float) -> int:
+    def most_rows(done: int, pace: float, known: float) -> int:
         """Of all rows, so many are there after a stage; `done` where none is worth a pass any more."""
 
         def too_many(count: int) -> bool:
-            new = fresh[count] - fresh[done]
-            return new > most_fresh or new * pace > STAGE_PART * (left - solution_seconds(count))
+            new, left = fresh[count] - fresh[done], seconds_left(count, known) - solution_seconds(count)
+            return new * pace > STAGE_PART * left or (not done and new > FIRST_ROWS)
 
         if not too_many(len(rows)):  # asked first: solving on more rows may take less (another way is taken)
             return len(rows)
@@ -120,11 +128,11 @@ def pass_in_time(
         # Of two stages the quicker one says what scoring will take: the first one also pays for what only first passes pay for,
         # and one that was disturbed must not end it all. The last one alone decides how large the next one is.
         known, pace = min(paces[-2:]) if len(paces) > 1 else measured, paces[-1] if paces else measured
-        # the processes of one training have clocks of their own, and all must do the same
-        left, pace = (total / group.size for total in group.add([seconds_left(known), pace]))
-        stop = most_rows(done, left, pace, math.inf if done else FIRST_ROWS)
+        stop = most_rows(done, pace, known)
         if not done:
             stop = max(stop, min(len(rows), FIRST_ROWS, len({row.label for row in rows})))
+        # the processes of one training have clocks of their own, and all must do what the first one says
+        stop = int(group.add([stop if group.first else 0])[0])
         rounded = readout.rows_share if stop == len(rows) else two_digits(stop / len(train))
         if (stop := rows_of(rounded, len(train))) <= done:
             return share, known
