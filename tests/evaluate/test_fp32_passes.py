@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from dollartune.attachment.attached import Attached
-from dollartune.backbones.loading import Backbone, load_backbone
+from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
+from dollartune.errors import UserError
 from dollartune.evaluate import fp32_passes, generation
 from dollartune.evaluate.evaluation import Evaluator
 from dollartune.evaluate.fp32_passes import in_fp32, rounds, surely_best
 from dollartune.evaluate.generation import generate_texts
-from dollartune.methods.registry import build_method
+from dollartune.methods.registry import build_method, methods
 from dollartune.tasks.base import Task
 from dollartune.tasks.registry import load_task
+from dollartune.testing import tiny_backbone
 from dollartune.testing.practice import perturb
 from dollartune.train.encoding import Encoder
 
@@ -82,16 +85,16 @@ def half(folder: Path, objective: Any = None, labels: tuple[str, ...] = ()) -> B
 
 
 def answers(
-    backbone: Backbone, task: Task, batch_size: int, method: str | None = None, rows: int = ROWS
+    backbone: Backbone, task: Task, batch_size: int, names: tuple[str, ...] = (), rows: int = ROWS
 ) -> list[str | None]:
     attached = Attached(backbone.model, backbone.anatomy)
-    methods = [] if method is None else [build_method(method)]
+    built = [build_method(name) for name in names]
     try:
-        if method is not None:
-            perturb(attached.add("mine", methods), 0.2, 0)
+        if built:
+            perturb(attached.add("mine", built), 0.2, 0)
         evaluator = Evaluator(backbone, attached, task, Encoder(backbone), (), False, batch_size)
         asked = task.splits(rows, 0, 1).train
-        return [row.predicted for row in evaluator.evaluate("mine" if method else None, methods, asked).predictions]
+        return [row.predicted for row in evaluator.evaluate("mine" if built else None, built, asked).predictions]
     finally:
         attached.detach()
 
@@ -108,12 +111,13 @@ def test_labels_are_those_of_the_row_alone(
 
 def test_classes_and_tuned_weights_too(local_backbone: Any, many_moods: Task, shapes_decide: None) -> None:
     classifier = half(local_backbone("bert"), "classification", many_moods.labels)
-    for backbone, method in (
-        (classifier, "bitfit"),
-        (half(local_backbone("llama")), "full"),
-        (half(local_backbone("gpt2")), "prefix"),
+    for backbone, names in (
+        (classifier, ("bitfit", "head")),
+        (classifier, ("linear_probe",)),
+        (half(local_backbone("llama")), ("full",)),
+        (half(local_backbone("gpt2")), ("prefix",)),
     ):
-        assert answers(backbone, many_moods, 16, method, 16) == answers(backbone, many_moods, 1, method, 16), method
+        assert answers(backbone, many_moods, 16, names, 16) == answers(backbone, many_moods, 1, names, 16), names
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -172,3 +176,29 @@ def test_rows_that_are_sure_are_asked_once_and_weights_are_as_before(local_backb
     attached = Attached(plain.model, plain.anatomy)
     assert surely_best(attached, scores, score) is scores, "nothing rounds"
     attached.detach()
+
+
+@pytest.mark.parametrize("name", ["llama", "bert/classification"])
+def test_every_method_computes_in_the_format_of_the_moment(name: str) -> None:
+    """What an edit puts in the place of weights, or adds to states, is cast when it is used and not when it is made."""
+    tiny = tiny_backbone(name)
+    model = copy.deepcopy(tiny.model).to(torch.bfloat16).requires_grad_(False)
+    attached, inputs = Attached(model, anatomy_of(model)), tiny.inputs()
+    tried = []
+    for method, cls in methods().items():
+        if not cls.capabilities.trains or cls.capabilities.solved or cls.capabilities.baseline:
+            continue
+        try:
+            perturb(attached.add(method, [cls(**cls.tiny)]), 0.1, 0)
+        except UserError:  # it has no meaning here
+            continue
+        with torch.no_grad(), attached.routed(method, batch_rows=4):
+            rounded = tiny.logits(attached, inputs)
+            with in_fp32(attached):
+                exact = tiny.logits(attached, inputs)
+        assert (rounded.dtype, exact.dtype) == (torch.bfloat16, torch.float32), method
+        torch.testing.assert_close(rounded.float(), exact, atol=0.3, rtol=0.1, msg=method)
+        attached.remove(method)
+        tried.append(method)
+    attached.detach()
+    assert {"lora", "dora", "ia3", "bitfit", "houlsby", "full", "layer_freezing", "norm", "prefix"} <= set(tried)

@@ -6,11 +6,16 @@ All of them, and batches of 32: `python tools/architectures/neighbours.py`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from dollartune.attachment.attached import Attached
+from dollartune.evaluate.fp32_passes import surely_best
+from dollartune.evaluate.labels import label_log_probabilities
 
 TOOLS = Path(__file__).parents[2] / "tools" / "architectures"
 KINDS = {
@@ -50,6 +55,26 @@ def test_no_row_depends_on_its_neighbours(name: str, tool: Any, tmp_path: Path) 
     backbone = tool.load_backbone(str(tmp_path / name), None, ())
     for check, run in tool.CHECKS.items():
         assert run(backbone, tmp_path, BATCHES), check
+
+
+@pytest.mark.parametrize("name", ["mistral_sliding", "llama4_text"])
+def test_nor_in_half_precision(name: str, tool: Any, tmp_path: Path) -> None:
+    """Whatever this processor rounds by; `test_fp32_passes` has one that rounds by every shape."""
+    tool.make(tool.RECIPES[name], tmp_path / name)
+    backbone = tool.load_backbone(str(tmp_path / name), None, (), dtype=torch.bfloat16)
+    assert tool.check_texts(backbone, BATCHES)
+    attached, rows = Attached(backbone.model, backbone.anatomy), tool.drawn_rows(backbone, 9)
+
+    def chosen(size: int) -> list[int]:
+        def score(asked: Sequence[int]) -> torch.Tensor:
+            some = [rows[row] for row in asked]
+            return label_log_probabilities(backbone, attached, None, some, tool.ANSWERS, size)
+
+        best: list[int] = surely_best(attached, score(range(9)), score).argmax(-1).tolist()
+        return best
+
+    assert chosen(8) == chosen(1)
+    attached.detach()
 
 
 def test_the_check_can_fail(tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from dollartune.attachment.fast.recompute import add_delta
 from dollartune.attachment.inputs import insert_virtual, tell_edits
 from dollartune.attachment.reweighting import weights_hook
 from dollartune.backbones.anatomy import join_parts, split_parts
-from dollartune.backbones.device_map import execution_device, own_forward
+from dollartune.backbones.device_map import execution_device, own_forward, tensor_of
 from dollartune.backbones.module_outputs import states_of, with_states
 from dollartune.methods.edits import Delta, Edit, Override, Rows, Transform
 
@@ -221,9 +221,10 @@ def _overridden(attached: RoutedModel, edit: Override, module: nn.Module, called
         called: what it is called with for these rows.
     """
     args, kwargs = called
+    values = {name: value.to(tensor_of(module, name).dtype) for name, value in edit.values().items()}
     with attached.changed(route=()), own_forward(module) if attached.placed else nullcontext():
         if not edit.batched:
-            result: Tensor = states_of(torch.func.functional_call(module, edit.values(), args, kwargs))
+            result: Tensor = states_of(torch.func.functional_call(module, values, args, kwargs))
             return result
         x: Tensor = args[0]
         # values of its own for each row (stacked adapters): one call for all rows, not one per adapter
@@ -231,8 +232,8 @@ def _overridden(attached: RoutedModel, edit: Override, module: nn.Module, called
         one_row = torch.func.vmap(
             lambda values, row: states_of(torch.func.functional_call(module, values, (row[None],)))[0]
         )
-        values = {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in edit.values().items()}
-        by_row: Tensor = one_row(values, x)
+        expanded = {name: value.expand(x.shape[0], *value.shape[1:]) for name, value in values.items()}
+        by_row: Tensor = one_row(expanded, x)
         return by_row
 
 

@@ -96,7 +96,10 @@ class RoutedModel:
         for assignment in self._state.route:
             for site, edit in assignment.adapter.exclusive if assignment.adapter else ():
                 prefix = f"{site.entry}." if site.entry else ""
-                overrides.update({prefix + name: together(value) for name, value in edit.values().items()})
+                for name, value in edit.values().items():
+                    # in the format that the parameter has now: the backbone may compute in another one for a while
+                    now = self.model.get_parameter(prefix + name).dtype
+                    overrides[prefix + name] = together(value.to(now))
         if not overrides:
             yield
             return
@@ -124,9 +127,7 @@ def _unchanged(hook: Hook) -> Hook:
 
 def _tied_targets(model: nn.Module, overrides: dict[str, Tensor]) -> list[tuple[nn.Module, str, Tensor]]:
     """(module, parameter name, value) wherever an overridden parameter is held: a tied one is held by several modules."""
-    # in the format that the parameter has now: the backbone may compute in another one for a while
-    targets = {name: model.get_parameter(name) for name in overrides}
-    value_of = {id(targets[name]): value.to(targets[name].dtype) for name, value in overrides.items()}
+    value_of = {id(model.get_parameter(name)): value for name, value in overrides.items()}
     return [
         (module, name, value_of[id(parameter)])
         for module in model.modules()

@@ -44,7 +44,6 @@ class Unfreeze(Override):
             )
         # `named_parameters` gives a tied weight once, under its first name, so it gets one copy and stays tied.
         self.names = [name for name, _ in module.named_parameters()]
-        self.dtypes = {name: p.dtype for name, p in module.named_parameters()}
         self.copies = nn.ParameterDict(
             {
                 # ParameterDict takes no dots in its keys
@@ -57,9 +56,8 @@ class Unfreeze(Override):
         return self.copies[key] if (key := name.replace(".", "/")) in self.copies else None
 
     def values(self) -> dict[str, Tensor]:
-        # Cast to the model's format for the pass; the fp32 copy is what AdamW moves, since steps of 1e-5 are lost in
-        # bf16's 8 bits.
-        return {name: self.copies[name.replace(".", "/")].to(self.dtypes[name]) for name in self.names}
+        # The fp32 copy is what AdamW moves, since steps of 1e-5 are lost in bf16's 8 bits.
+        return {name: self.copies[name.replace(".", "/")] for name in self.names}
 
 
 class Full(Method[FullConfig]):
