@@ -223,6 +223,8 @@ def test_numbers_that_are_none_are_refused_wherever_they_stand(
     ("changes", "sentence"),
     [
         ({"group": "mood"}, "column 'mood' is the label and the group"),
+        ({"prompt": ""}, "the prompt '' shows no column"),
+        ({"prompt": "Mood:"}, "the prompt 'Mood:' shows no column"),
         ({"label_words": {"good": " ", "bad": "x"}}, "the word of label 'good' is empty"),
     ],
 )

@@ -71,6 +71,19 @@ class Columns:
         return column
 
 
+def need_column(template: Template) -> None:
+    """Refuses a prompt that is the same for every row.
+
+    Raises:
+        UserError: it has no column.
+    """
+    if not template.columns:
+        raise UserError(
+            f"the prompt {template.text!r} shows no column, so that every row would ask the same.",
+            'Write a column in braces: prompt: "Review: {review}".',
+        )
+
+
 def choose_columns(
     config: TaskConfig, rows: Sequence[Row], source: str, notes: list[str]
 ) -> tuple[Columns, Template | None]:
@@ -123,7 +136,9 @@ def choose_columns(
         if label is None:
             raise UserError(f"{source} describes images, which need a label column; it has {names}.", NAME_ANSWER)
         return Columns((image,), label=label, image=image, group=config.group), None
-    if template is None:
+    if template is not None:
+        need_column(template)
+    else:
         rest = [name for name in names if name not in taken | {label, target}]
         template = _default_prompt(config, rows, rest, label, label or target, source, notes)
     # Checked after every guess: a prompt that shows the answer scores 1.0, and nobody would notice.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dollartune.errors import UserError, nearest, unknown_name
 from dollartune.tasks.base import Example, SplitName, Task, TaskKind, Template
 from dollartune.tasks.class_counts import class_notes
-from dollartune.tasks.columns import NAME_ANSWER, Columns, choose_columns
+from dollartune.tasks.columns import NAME_ANSWER, Columns, choose_columns, need_column
 from dollartune.tasks.conversations import make_conversations
 from dollartune.tasks.examples import complete_splits, empty_columns, make_examples
 from dollartune.tasks.files import file_format, read_file, require_path, split_files, without_empty
@@ -78,6 +78,7 @@ def changed_preset(config: TaskConfig, task: Task, columns: Sequence[str] | None
         changes["label_words"] = words
     if config.prompt is not None:
         changes["template"] = Template(config.prompt)
+        need_column(changes["template"])
         if columns is not None:
             # At reading, not after an hour of training.
             changes["template"](dict.fromkeys(columns, ""))  # refuses an unknown column now
