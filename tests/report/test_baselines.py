@@ -19,7 +19,7 @@ from dollartune.report.write import write_report
 from dollartune.study.compare import standings
 from dollartune.study.results import Results
 from dollartune.study.status import status_of
-from dollartune.trials.record import ForgettingFacts, Parameters
+from dollartune.trials.record import ForgettingFacts, Parameters, RequestFacts
 from tests.report.fabricate import Made, MadeStudy, make_study
 
 BESIDE = (
@@ -124,13 +124,13 @@ def test_the_interval_in_the_table_is_the_one_that_says_who_is_above(tmp_path: P
 def test_a_reason_with_other_figures_for_each_method_is_said_once(tmp_path: Path) -> None:
     _, board = study(tmp_path, Made("lora", 0.42), Made("bitfit", 0.40))
     for entry, seconds in zip(board.entries, ("0.6", "1.8"), strict=True):
-        reason = f"it takes about {seconds} s, and 0.4 s of the budget were left"
+        reason = f"it takes about {seconds} s, and 0.4 s of its trial's money were for that"
         records = tuple(
             record.model_copy(update={"forgetting": ForgettingFacts.model_validate({"reason": reason})})
             for record in entry.records
         )
         object.__setattr__(entry, "records", records)
-    assert why_not(board) == "Forgetting was not measured: it takes about 0.6 s, and 0.4 s of the budget were left."
+    assert why_not(board) == "Forgetting was not measured: it takes about 0.6 s, and 0.4 s of its trial's money were for that."
 
 
 def test_what_a_method_spent_is_called_a_share_of_its_budget(tmp_path: Path) -> None:
@@ -197,3 +197,14 @@ def test_a_baseline_without_a_backbone_has_no_share_of_it(tmp_path: Path) -> Non
     table = leaderboard(collect(Results(results.store)).boards[0])
     column = table.headings.index("Trained parameters")
     assert {row[0]: row[column] for row in table.rows}["tfidf (baseline)"] == "10,336"
+
+
+def test_whose_request_was_not_measured_is_said(tmp_path: Path) -> None:
+    results, _ = study(tmp_path, Made("lora", 0.60), Made("bitfit", 0.80))
+    for record in results.records:
+        of_bitfit = record.trial.label == "bitfit"
+        facts = RequestFacts(reason="it takes about 2 s, and 1 s was for that") if of_bitfit else record.inference
+        results.store.write(record.id, record.with_facts(inference=facts), ())
+    (board,) = collect(Results(results.store)).boards
+    told = why_not(board)
+    assert told == "The cost of a request was not measured of bitfit: it takes about 2 s, and 1 s was for that."

@@ -97,7 +97,7 @@ class ExtraMetrics:
         # A fifth on top of the slowest so far, as it cannot be ended half way without losing it.
         needed = 1.2 * self.slowest.get(name, guess)
         if needed > left:
-            reason = f"it takes about {needed:.1f} s, and {max(0.0, left):.1f} s of the budget were left"
+            reason = f"it takes about {needed:.1f} s, and {max(0.0, left):.1f} s of its trial's money were for that"
             return kind.model_validate({"reason": reason})
         started = time.perf_counter()
         try:

@@ -102,13 +102,17 @@ def forgetting_table(board: Board) -> Table | None:
 
 
 def why_not(board: Board) -> str | None:
-    """Why forgetting was not measured, where it was asked for; None where it was, or nobody asked."""
-    if forgetting(board):
-        return None
-    reasons = [reason for entry in board.entries if (reason := entry.reason("forgetting"))]
+    """Of which methods the cost of a request or forgetting was not measured, and why; None where they were, or nobody asked."""
+    asked = (("inference", "The cost of a request", requests(board)), ("forgetting", "Forgetting", forgetting(board)))
+    return " ".join(said for one in asked if (said := _why_not(board, *one))) or None
+
+
+def _why_not(board: Board, what: str, called: str, those: Sequence[BoardEntry]) -> str:
+    missing = [entry for entry in board.entries if entry not in those and entry.reason(what)]
     # The same reason with other figures for each method is said once.
-    kinds = {re.sub(r"[\d.]+", "", reason): reason for reason in reversed(reasons)}
-    return f"Forgetting was not measured: {'; '.join(reversed(kinds.values()))}." if kinds else None
+    kinds = {re.sub(r"[\d.]+", "", str(entry.reason(what))): str(entry.reason(what)) for entry in reversed(missing)}
+    of_whom = f" of {numbers.listed([entry.label for entry in missing])}" if those else ""
+    return f"{called} was not measured{of_whom}: {'; '.join(reversed(kinds.values()))}." if missing else ""
 
 
 def requests_in_words(entries: Sequence[BoardEntry]) -> str:
