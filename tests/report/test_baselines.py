@@ -130,7 +130,10 @@ def test_a_reason_with_other_figures_for_each_method_is_said_once(tmp_path: Path
             for record in entry.records
         )
         object.__setattr__(entry, "records", records)
-    assert why_not(board) == "Forgetting was not measured: it takes about 0.6 s, and 0.4 s of its trial's money were for that."
+    assert (
+        why_not(board)
+        == "Forgetting was not measured: it takes about 0.6 s, and 0.4 s of its trial's money were for that."
+    )
 
 
 def test_what_a_method_spent_is_called_a_share_of_its_budget(tmp_path: Path) -> None:
