@@ -72,6 +72,13 @@ def test_one_quick_look_lowers_what_rows_are_thought_to_take_by_a_fifth_and_a_sl
 # Measurements that decide no score
 
 
+def test_a_solution_tells_what_the_next_one_takes_unless_it_was_a_moment_s_or_quick() -> None:
+    costs = RowCosts()
+    for seconds, estimated, ratio in ((0.6, 0.19, 1.0), (0.6, 0.2, 3.0), (0.1, 0.19, 3.0), (1.0, 2.0, 1.0)):
+        costs.note_solution(seconds, estimated)
+        assert costs.solution_ratio == pytest.approx(ratio)
+
+
 def test_a_figure_beside_the_score_is_left_out_where_it_might_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row takes a second: 24 for the requests and one for asking them again, 80 for paragraphs; a fifth on top."""
     asked: list[str] = []

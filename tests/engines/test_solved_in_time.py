@@ -18,10 +18,12 @@ from dollartune.engines.base import scored_beside
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
 from dollartune.format import percent
+from dollartune.methods.tfidf_probe import TfidfProbe
 from dollartune.schedule import scheduler
 from dollartune.study.api import Study
 from dollartune.study.progress import describe
 from dollartune.study.runner import StudyRunner
+from dollartune.train import solve as train_solve
 from dollartune.tuning import standings
 
 EACH = 0.02
@@ -115,6 +117,30 @@ def test_a_search_ends_with_the_best_adapter_that_its_rows_give_within_the_budge
     assert record.training is not None
     assert record.training.examples == pytest.approx(rows, abs=1)
     assert (study.store.folder(record.id) / "adapter").is_dir()
+
+
+def test_a_solution_that_takes_three_times_as_long_as_was_estimated_is_waited_for(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one on tokens alone has told it."""
+    monkeypatch.setattr(train_solve, "OPERATIONS_PER_SECOND", 2e9)  # two seconds for all rows
+    solve = TfidfProbe.solve
+
+    def timed(method: TfidfProbe, part: Any, rows: Any) -> None:
+        if "C" not in method.solution:  # not when it is solved again, with the C that was chosen
+            width = rows.features.shape[1]
+            slow.clock.now += 3 * method.solve_operations(len(rows.labels), width, rows.classes) / 2e9
+        solve(method, part, rows)
+
+    monkeypatch.setattr(TfidfProbe, "solve", timed)
+    study = slow.study(
+        "solution", 2.5, search="anytime", methods=["tfidf_probe"], budget={"seconds": 30.0, "per": "study"}
+    )
+    records = {record.trial.label: record for record in study.store.records()}
+    assert set(records) == {"tfidf_probe(pooling=none)", "tfidf_probe"}
+    assert [record.error for record in records.values()] == [None, None]
+    assert 0.2 < records["tfidf_probe"].rows_share < 0.9
+    assert slow.spent <= 30.0
 
 
 @pytest.mark.parametrize("methods", [["linear_probe"], ["knn"], ["tfidf_probe"]])

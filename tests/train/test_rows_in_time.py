@@ -50,7 +50,7 @@ class Passes:
         store, nothing = self, None
         share, _ = pass_in_time(
             readout, rows, nothing, nothing, store, 32,  # type: ignore[arg-type]
-            lambda _, pace: seconds - self.now - scored * pace, lambda count: solution * count, EACH,
+            lambda count, pace: seconds - self.now - scored * pace - solution * count, EACH,
         )  # fmt: skip
         return share
 

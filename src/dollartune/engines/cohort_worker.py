@@ -37,7 +37,7 @@ from dollartune.train.head_start import begin_at_probe
 from dollartune.train.length import Planner, at_most, end_decayed, fill_time
 from dollartune.train.loop import CohortTrainer
 from dollartune.train.out_of_memory import halved_after_out_of_memory, is_out_of_memory
-from dollartune.train.solve import FEATURE_ROWS, solve
+from dollartune.train.solve import FEATURE_ROWS, solve, solve_seconds
 from dollartune.train.trial import TrialState
 from dollartune.trials.build_record import failed_record, scored_record, validation_result
 from dollartune.trials.record import Measured, Memory, RequestFacts
@@ -304,11 +304,14 @@ class CohortWorker:
             most = f"features and solution took longer than the {limit.seconds:.1f} s that they may."
             with until(self.limits.limit_end(limit), most):
                 for state in states:
-                    left = self.limits.solution_left(cohort, context, limit, state)
+                    left, costs = self.limits.features_left(cohort, context, limit, state), context.row_costs
                     solve(
                         state, context.backbone, context.attached, context.features, rows_per_pass,
-                        left, context.row_costs.seconds_per_validation_row,
+                        left, costs.seconds_per_validation_row,
                     )  # fmt: skip
+                    costs.note_solution(
+                        state.progress.solution_seconds, solve_seconds(state.adapter, state.progress.examples)
+                    )
             return states
         checkpoints = self.driver.checkpoints(cohort.name)
         # Before a head is begun at the probe: a resumed trial has a head already.

@@ -4,7 +4,7 @@
                              |  load  |  train                | evaluate, export, write  |
                                                     training_end                 limit_end
 
-Training asks its end before each step, and what is solved before each stage of its features (`solution_left`).
+Training asks its end before each step, and what is solved before each stage of its features (`features_left`).
 What is without steps runs inside `until_spent`, which interrupts it only when the whole account is used up: what others left may
 be used to end what has begun.
 """
@@ -29,6 +29,7 @@ from dollartune.engines.base import (
 from dollartune.engines.measure_cost import WRITING
 from dollartune.train.features import read_of
 from dollartune.train.rows_in_time import fresh_counts
+from dollartune.train.solve import solve_seconds
 
 if TYPE_CHECKING:
     from dollartune.budget.ledger import Ledger
@@ -84,7 +85,7 @@ class StageLimits:
         # Of the account, `remaining - limit` belongs to other cohorts, and `kept` to what follows the training.
         return self.ledger.deadline(self.ledger.remaining(limit.method) - limit.seconds + kept, limit.method)
 
-    def solution_left(
+    def features_left(
         self, cohort: Cohort, context: TrialContext, limit: TimeLimit, state: TrialState
     ) -> SecondsLeft | None:
         """The same for a trial that is solved, by the pace of its rows, which evaluating has too. None without a limit."""
@@ -104,6 +105,7 @@ class StageLimits:
                 seconds_per_row=seconds_per_row,
             )  # fmt: skip
             kept = self._after_training(cohort, costs, limit) + WRITING * state.adapter.count()
+            kept += context.row_costs.solution_ratio * solve_seconds(state.adapter, rows)
             return end.ledger.remaining(end.method) - end.reserve_seconds - kept
 
         return left

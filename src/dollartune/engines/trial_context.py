@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dollartune.methods.base import Method
     from dollartune.tasks.base import Example, Splits, Task
 
+LEAST_ESTIMATE = 0.2
+"""Seconds that a solution was estimated to take, from which what it took says something of longer ones."""
 FEATURES = ".features"
 """Folder of the studies' output with rows' features; it may be deleted at any time."""
 
@@ -50,6 +52,8 @@ class RowCosts:
     """Of a validation row, where nothing is generated beside the scoring of labels."""
     validation_rows: int = 0
     """On which that was measured."""
+    solution_ratio: float = 1.0
+    """Of what the last solution took to what it was estimated to take, by its operations: machines differ, and are shared."""
 
     def note_test(self, seconds: float, rows: int) -> None:
         """Learns from an evaluation on test rows."""
@@ -61,6 +65,12 @@ class RowCosts:
         """Learns from an evaluation on validation rows."""
         self.seconds_per_validation_row = max(seconds / max(1, rows), 0.8 * self.seconds_per_validation_row)
         self.note_rows(rows)
+
+    def note_solution(self, seconds: float, estimated: float) -> None:
+        """Learns from the solution of a solved trial."""
+        # A shorter one is made of what every solution has, and a quicker one had another problem: these say nothing of the next.
+        if estimated >= LEAST_ESTIMATE:
+            self.solution_ratio = max(1.0, seconds / estimated)
 
     def note_rows(self, rows: int) -> None:
         """Learns how many validation rows are scored, where what they took says nothing: features were there already."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dollartune.train.features import FeatureStore
 
 SecondsLeft = Callable[[int, float], float]
-"""(rows, seconds of a row forwards) -> seconds until a solution on so many rows must be there: others are scored afterwards."""
+"""(rows, seconds of a row forwards) -> seconds until features of so many rows must be there: solution and scores follow."""
 STAGE_PART = 1 / 4
 """Of the time that is left, a stage takes so much. A larger part would be lost where the machine becomes slow in the middle of
 it; a smaller one makes more passes of fewer rows, and rows of less like length in a batch."""
@@ -94,14 +94,12 @@ def pass_in_time(
     store: FeatureStore,
     batch_size: int,
     seconds_left: SecondsLeft,
-    solution_seconds: Callable[[int], float],
     seconds_per_row: float,
 ) -> tuple[float, float]:
     """Passes rows through the backbone, as many as there is time for, `readout.rows_share` at most; the store keeps them.
 
     Args:
         train: all training rows, as the readout reads them.
-        solution_seconds: rows -> what solving on so many takes.
         seconds_per_row: of a row forwards, as it was measured beforehand.
 
     Returns:
@@ -115,8 +113,8 @@ def pass_in_time(
         """Of all rows, so many are there after a stage; `done` where none is worth a pass any more."""
 
         def too_many(count: int) -> bool:
-            new, left = fresh[count] - fresh[done], seconds_left(count, known) - solution_seconds(count)
-            return new * pace > STAGE_PART * left or (not done and new > FIRST_ROWS)
+            new = fresh[count] - fresh[done]
+            return new * pace > STAGE_PART * seconds_left(count, known) or (not done and new > FIRST_ROWS)
 
         if not too_many(len(rows)):  # asked first: solving on more rows may take less (another way is taken)
             return len(rows)

@@ -74,9 +74,8 @@ def solve(
         readout.rows_share = state.repeat.rows_share
     elif seconds_left is not None:
         readout.rows_share, progress.seconds_per_row = pass_in_time(
-            readout, read_of(readout, state.train), backbone, attached, store, batch_size,
-            seconds_left, lambda rows: solve_seconds(state.adapter, rows), seconds_per_row,
-        )  # fmt: skip
+            readout, read_of(readout, state.train), backbone, attached, store, batch_size, seconds_left, seconds_per_row
+        )
     progress.rows_share = readout.rows_share
     if readout.rows_share < planned:
         progress.stopped = "budget"
