@@ -123,24 +123,28 @@ def test_a_solution_that_takes_three_times_as_long_as_was_estimated_is_waited_fo
     slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one on tokens alone has told it."""
-    monkeypatch.setattr(train_solve, "OPERATIONS_PER_SECOND", 2e9)  # two seconds for all rows
+    monkeypatch.setattr(train_solve, "OPERATIONS_PER_SECOND", 1e9)  # four seconds for all rows
     solve = TfidfProbe.solve
 
     def timed(method: TfidfProbe, part: Any, rows: Any) -> None:
         if "C" not in method.solution:  # not when it is solved again, with the C that was chosen
             width = rows.features.shape[1]
-            slow.clock.now += 3 * method.solve_operations(len(rows.labels), width, rows.classes) / 2e9
+            slow.clock.now += 3 * method.solve_operations(len(rows.labels), width, rows.classes) / 1e9
         solve(method, part, rows)
 
     monkeypatch.setattr(TfidfProbe, "solve", timed)
     study = slow.study(
-        "solution", 2.5, search="anytime", methods=["tfidf_probe"], budget={"seconds": 30.0, "per": "study"}
+        "solution", 2.5, search="anytime", methods=["tfidf_probe"], budget={"seconds": 36.0, "per": "study"}
     )
     records = {record.trial.label: record for record in study.store.records()}
     assert set(records) == {"tfidf_probe(pooling=none)", "tfidf_probe"}
     assert [record.error for record in records.values()] == [None, None]
-    assert 0.2 < records["tfidf_probe"].rows_share < 0.9
-    assert slow.spent <= 30.0
+    features = records["tfidf_probe"]
+    assert 0.2 < features.rows_share < 0.9
+    assert features.validation is not None
+    assert features.data.validation is not None
+    assert features.validation.examples == scored_beside(features.rows_share, features.data.validation)
+    assert slow.spent <= 36.0
 
 
 @pytest.mark.parametrize("methods", [["linear_probe"], ["knn"], ["tfidf_probe"]])
