@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dollartune.attachment.attached import Attached
+from dollartune.attachment.fast import cpu_linear
+from dollartune.attachment.fast.kernels import fast_linears
 from dollartune.backbones.loading import Backbone, anatomy_of, load_backbone
 from dollartune.errors import UserError
 from dollartune.evaluate import fp32_passes, generation
@@ -202,3 +204,22 @@ def test_every_method_computes_in_the_format_of_the_moment(name: str) -> None:
         tried.append(method)
     attached.detach()
     assert {"lora", "dora", "ia3", "bitfit", "houlsby", "full", "layer_freezing", "norm", "prefix"} <= set(tried)
+
+
+def test_kernels_that_a_processor_with_bf16_has_put_in_before(
+    local_backbone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server has them; GPT-2's weights are stored transposed, of which a kernel keeps a view."""
+    monkeypatch.setattr(cpu_linear, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(cpu_linear, "_WORTHWHILE", 0)
+    backbone = half(local_backbone("gpt2"))
+    attached = Attached(backbone.model, backbone.anatomy)
+    ids = torch.arange(5, 15).view(2, 5)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad(), attached.routed(None, batch_rows=2):
+        with in_fp32(attached):
+            expected = attached(**given).logits
+        with fast_linears(attached), in_fp32(attached):
+            found = attached(**given).logits
+    attached.detach()
+    torch.testing.assert_close(found, expected)

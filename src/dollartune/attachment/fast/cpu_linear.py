@@ -68,7 +68,8 @@ def fast_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     def forward(x: Tensor) -> Tensor:
         # full tuning and functional_call put other values where the frozen weight was, without asking
         same = module._parameters["weight"] is weight and module._parameters.get("bias") is bias
-        if not same or x.dtype != weight.dtype or x.numel() * kernel.shape[0] < _WORTHWHILE or _special(x):
+        # of the kernel: a view of a weight that is in fp32 for a while still shows what it was in half precision
+        if not same or x.dtype != kernel.dtype or x.numel() * kernel.shape[0] < _WORTHWHILE or _special(x):
             return plain(module, x)  # type: ignore[no-any-return]
         return frozen_linear(x, kernel, bias)
 
