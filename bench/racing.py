@@ -253,10 +253,10 @@ error over the studies. In bold: the lowest, and what two standard errors do not
 its end with {SEEDS} seeds. These worlds are held out: the numbers of the race
 were set on others of the first kind.
 
-- *anytime*: the scheduler of `tune` itself; there is no solved probe in these worlds, and it hands over what it has trained. It
-  first trains what the rule names, whole, to have an adapter; where the rest pays for three whole runs more, it races the other
-  settings in short runs, a third of a whole one at least: shorter ones, with which the race begins, say more in these worlds than
-  of real rows, where the highest rate is ahead early.
+- *anytime*: the scheduler of `tune` itself; there is no solved probe in these worlds, and it hands over what it has trained. Its
+  first adapter is a short run of what the rule names, which tells what a step takes too. Where the rest pays for two whole
+  runs, it races all settings, this one among them: fifty steps (a sixth of a whole run here), then the better ones whole, each
+  method's best before second settings, the closest with further seeds. With less money what the rule names is trained whole.
 - *race*: `SuccessiveHalving`, the race of a study with one budget.
 - *successive halving*: as many settings, drawn at random, as the money pays for, a third at each rung, once and with one seed;
   *random search*: settings in random order, each trained to its end.

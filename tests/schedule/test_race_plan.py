@@ -8,7 +8,7 @@ import pytest
 
 from dollartune.methods.space import LogUniform
 from dollartune.planner.trial_cost import TrialCost
-from dollartune.schedule.race_plan import LENGTHS, RacePlan, affordable_plan
+from dollartune.schedule.race_plan import LENGTHS, RacePlan, affordable_plan, rung_fractions
 from dollartune.schedule.search_space import SearchSpace
 
 COST = TrialCost(
@@ -56,3 +56,20 @@ def test_rungs_of_a_few_steps_are_left_out_unless_one_must_choose() -> None:
     (first, last) = plan_for(1e6, {"lora": short}).fractions
     assert (first, last) == (0.5, 1.0)
     assert plan_for(1e6, {"lora": COST}).fractions == (1 / 9, 1 / 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "fractions"),
+    [
+        (0, (1 / 9, 1 / 3, 1.0)), (900, (1 / 9, 1 / 3, 1.0)), (450, (1 / 9, 1 / 3, 1.0)),
+        (440, (50 / 440, 1.0)), (200, (0.25, 1.0)), (100, (0.5, 1.0)), (99, (1.0,)),
+    ],
+)  # fmt: skip
+def test_the_first_rung_is_a_ninth_or_what_says_something_and_the_next_three_times_as_long(
+    steps: int, fractions: tuple[float, ...]
+) -> None:
+    assert rung_fractions(steps, 50) == pytest.approx(fractions)
+
+
+def test_where_one_must_choose_it_is_half_as_long_at_most() -> None:
+    assert rung_fractions(99, 50, must_choose=True) == (0.5, 1.0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from anytime_by_hand import ByHand, steps_of, with_main
+from anytime_by_hand import BETWEEN, END_SECONDS, ByHand, steps_of, with_main
 
 from dollartune.errors import UserError
 from dollartune.schedule.anytime_state import Run
@@ -16,6 +16,8 @@ from dollartune.schedule.rungs import Rungs, RungsState
 METHODS = ("linear_probe", "full", "lora", "bitfit")
 WHOLE = 20.0
 """Seconds of a whole run: 200 steps of 0.1 s."""
+SHORT = 50
+"""Steps of its first rung."""
 
 
 def after_main(by_hand: Any, runs: float, methods: Any = METHODS) -> ByHand:
@@ -24,12 +26,11 @@ def after_main(by_hand: Any, runs: float, methods: Any = METHODS) -> ByHand:
     return with_main(by_hand, runs * 1.08 * WHOLE + 0.3, 100, methods)
 
 
-def test_many_runs_begin_with_a_third_of_each_setting(by_hand: Any) -> None:
+def test_many_runs_begin_with_fifty_steps_of_each_setting(by_hand: Any) -> None:
     hand = after_main(by_hand, 3.6)
     first = hand.next()
-    # a ninth of 200 steps would be less than three tenths of a pass over the rows
-    assert steps_of(first) == 67
-    assert "33 % of a whole run" in first.why
+    assert steps_of(first) == SHORT, "a ninth of 200 steps would tell rates apart alone"
+    assert "25 % of a whole run" in first.why
     # methods at their rules' rates come before other rates of the first one
     assert first.trials[0].variant.group == "lora"
 
@@ -44,7 +45,7 @@ def test_few_settings_are_tried_one_by_one(by_hand: Any) -> None:
     hand = after_main(by_hand, 6.0, ("linear_probe", "full"))  # two other rates
     assert steps_of(hand.next()) == 200
     # the other method, and two other rates of each
-    assert steps_of(after_main(by_hand, 6.0, ("linear_probe", "full", "lora")).next()) == 67
+    assert steps_of(after_main(by_hand, 6.0, ("linear_probe", "full", "lora")).next()) == SHORT
 
 
 def test_the_better_settings_of_the_short_runs_are_trained_whole_and_the_best_is_handed_over(by_hand: Any) -> None:
@@ -57,7 +58,7 @@ def test_the_better_settings_of_the_short_runs_are_trained_whole_and_the_best_is
         seen.append((group, steps_of(cohort)))
         steps = steps_of(cohort)
         hand.ran(cohort, scores[group] + steps / 10_000, steps * 0.1, steps, steps // 2)
-    short = [group for group, steps in seen if steps == 67]
+    short = [group for group, steps in seen if steps == SHORT]
     whole = [group for group, steps in seen if steps == 200]
     assert {"lora", "bitfit", "full"} == set(short)
     assert whole
@@ -70,7 +71,7 @@ def test_a_killed_race_goes_on_with_the_run_that_it_would_have_made(by_hand: Any
     hand = after_main(by_hand, 6.0)
     for score in (0.7, 0.5, 0.6):
         cohort = hand.next()
-        hand.ran(cohort, score, 6.7, 67, 60)
+        hand.ran(cohort, score, 5.0, SHORT, 45)
     scheduler = hand.scheduler
     state = scheduler.state.rungs
     assert state is not None
@@ -82,7 +83,7 @@ def test_a_killed_race_goes_on_with_the_run_that_it_would_have_made(by_hand: Any
 
 def test_runs_of_another_race_are_refused(by_hand: Any) -> None:
     hand = after_main(by_hand, 6.0)
-    hand.ran(hand.next(), 0.7, 6.7, 67, 60)
+    hand.ran(hand.next(), 0.7, 5.0, SHORT, 45)
     state = hand.scheduler.state.rungs
     assert state is not None
     state.settings.reverse()
@@ -97,7 +98,7 @@ def begun(hand: ByHand, steps: int, seconds: float) -> RungsState:
     return RungsState.begin(scheduler._untried(), best, steps, seconds, scheduler.cost)
 
 
-@pytest.mark.parametrize(("whole", "first"), [(440, 147), (460, 51), (149, 149), (152, 51)])
+@pytest.mark.parametrize(("whole", "first"), [(440, 50), (460, 51), (101, 50), (99, 99)])
 def test_the_shortest_run_of_a_race_has_fifty_steps(by_hand: Any, whole: int, first: int) -> None:
     hand = after_main(by_hand, 2.4)
     job = Rungs(begun(hand, whole, 10_000.0), hand.scheduler.history, 8).next()
@@ -173,3 +174,67 @@ def test_settings_that_are_too_dear_for_one_whole_run_do_not_race(
         lambda: [s for s in type(hand.scheduler)._untried(hand.scheduler) if s.method != "full"],
     )
     assert hand.over or hand.scheduler.state.rungs is None
+
+
+# Where nothing can be solved at once
+
+
+def after_early(by_hand: Any, runs: float, steps: int = SHORT) -> ByHand:
+    """After the first adapter's short run, with money for so many whole runs."""
+    hand: ByHand = by_hand(0.1 * steps + runs * 1.08 * WHOLE + END_SECONDS + BETWEEN, ("full", "lora", "bitfit"))
+    early = hand.next()
+    assert steps_of(early) == SHORT
+    hand.ran(early, 0.6, 0.1 * steps, steps, steps)
+    return hand
+
+
+def test_without_a_probe_the_race_comes_first_and_takes_the_early_run_for_its_own(by_hand: Any) -> None:
+    hand = after_early(by_hand, 4.0)
+    seen: list[tuple[str, int]] = []
+    while not hand.over:
+        cohort = hand.next()
+        label, steps = cohort.trials[0].variant.label, steps_of(cohort)
+        seen.append((label, steps))
+        hand.ran(cohort, 0.5 + steps / 10_000, steps * 0.1, steps, steps // 2)
+    early = hand.scheduler.history.label(hand.scheduler.state.runs[0])
+    assert seen[0][1] == SHORT
+    assert (early, SHORT) not in seen
+    assert (early, 200) in seen, "its 0.6 was the highest of the short ones"
+    assert hand.scheduler.cost.left() >= 0
+
+
+def test_an_early_run_that_was_cut_is_run_again_in_the_race(by_hand: Any) -> None:
+    hand = after_early(by_hand, 4.0, steps=30)
+    early = hand.scheduler.history.label(hand.scheduler.state.runs[0])
+    assert hand.next().trials[0].variant.label == early
+
+
+def test_without_money_for_a_race_the_strongest_method_is_trained_whole(by_hand: Any) -> None:
+    hand = after_early(by_hand, 1.9)
+    assert hand.next().trials[0].variant.group == "full"
+    assert steps_of(hand.next()) >= 200
+    assert hand.scheduler.state.rungs is None
+
+
+def test_a_race_that_was_killed_before_its_first_run_goes_on(by_hand: Any) -> None:
+    hand = after_early(by_hand, 4.0)
+    first = hand.next()
+    hand.scheduler.state.runs.pop()
+    assert hand.next().trials == first.trials
+
+
+@pytest.mark.parametrize(("whole", "finalists"), [(200, 5), (460, 3)])
+def test_the_final_has_money_for_each_method_where_no_rung_compares_them(
+    by_hand: Any, whole: int, finalists: int
+) -> None:
+    hand = after_main(by_hand, 2.4, (*METHODS, "houlsby", "ia3"))
+    assert Rungs(begun(hand, whole, 10_000.0), hand.scheduler.history, 8).race.finalists == finalists
+
+
+def test_what_a_run_takes_once_is_not_taken_for_its_steps(by_hand: Any) -> None:
+    """Scores after a short run took as long as its steps: a whole run is not four times as dear."""
+    hand: ByHand = by_hand(400.0, ("full", "lora", "bitfit"))
+    hand.ran(hand.next(), 0.6, 10.0, SHORT, SHORT, after=5.0)
+    scheduler = hand.scheduler
+    state = RungsState.begin(scheduler._untried(), None, 200, 300.0, scheduler.cost)
+    assert state.seconds_of("full", 200) == pytest.approx(0.25 + 5.0 + 1.08 * 20.0)

@@ -164,6 +164,33 @@ def test_wrong_estimates_are_corrected() -> None:
     assert race.winner.arm.method == "m0"
 
 
+@pytest.mark.parametrize(("factor", "begun"), [(1.0, 6), (0.5, 12)])
+def test_a_rung_takes_in_more_where_runs_are_cheaper_than_expected(factor: float, begun: int) -> None:
+    """Of 250 s the final keeps two thirds, or what three whole runs take."""
+    race = SuccessiveHalving(arms(24, 1), cost, seconds=250, seeds=1, fractions=(1 / 9, 1.0))
+    while (job := race.next()) is not None:
+        race.tell(job, truth(job.arm), cost(job) * factor, 0.01)
+    short = [told.outcome.seconds for told in race.told if told.fraction < 1]
+    assert len(short) == begun
+    assert sum(short) <= 250 - min(3 * 101 * factor, 250 * 2 / 3)
+    assert any(told.fraction == 1 for told in race.told)
+
+
+def test_what_was_run_before_is_not_run_again() -> None:
+    whole, *rest = arms(4, 1)
+    known = {
+        RaceJob(whole, 1.0, 0): JobOutcome(0.95, 101, 0.01),
+        RaceJob(rest[0], 1 / 9, 0): JobOutcome(0.9, 12, 0.01),
+    }
+    race = SuccessiveHalving(rest, cost, seconds=1e4, seeds=1, most_seeds=1, known=known)
+    race.run(noisy(0.0))
+    jobs = [(told.arm, told.fraction) for told in race.told]
+    assert (rest[0].name, 1 / 9) not in jobs
+    assert (rest[0].name, 1.0) in jobs
+    assert whole.name not in {name for name, _ in jobs}
+    assert race.winner.arm == whole
+
+
 def test_a_failed_winner_is_replaced() -> None:
     race = SuccessiveHalving(arms(2, 1), cost, 1e4)
     race.run(lambda job: JobOutcome(None if job.arm.method == "m0" and job.fraction == 1 else 0.5, cost(job)))
@@ -199,3 +226,17 @@ def test_arms_are_drawn_evenly_with_the_default_first() -> None:
     assert [arm.name for arm in drawn] == ["lora#0", "lora#1", "lora#2", "lora#3", "zero_shot#0"]
     assert drawn[0].setting == {"lr": 1e-3, "rank": 8}
     assert drawn == draw_arms(spaces, per_method=4, seed=1, first={"lora": {"lr": 1e-3, "rank": 8}})
+
+
+def test_where_money_is_short_of_a_seed_for_all_that_are_close_the_best_get_one() -> None:
+    race = SuccessiveHalving(arms(3, 1), cost, seconds=5.5 * 101, fractions=(1.0,), seeds=1, most_seeds=2)
+    race.run(lambda job: JobOutcome(0.8 - 0.001 * int(job.arm.method[1:]), cost(job), 0.01))
+    assert Counter(told.arm for told in race.told) == {"m0#0": 2, "m1#0": 2, "m2#0": 1}
+
+
+@pytest.mark.parametrize(("first", "whole"), [(0.2, {"m0#0", "m1#0", "m2#0"}), (0.4, {"m0#0", "m1#0"})])
+def test_before_a_third_of_the_training_methods_are_not_compared(first: float, whole: set[str]) -> None:
+    scores = {"m0": 0.9, "m1": 0.8, "m2": 0.5}
+    race = SuccessiveHalving(arms(3, 1), cost, seconds=1e5, fractions=(first, 1.0), seeds=1, most_seeds=1)
+    race.run(lambda job: JobOutcome(scores[job.arm.method], cost(job), 0.01))
+    assert {told.arm for told in race.told if told.fraction == 1} == whole

@@ -45,7 +45,7 @@ from dollartune.schedule.first_settings import (
 )
 from dollartune.schedule.run_cost import RunCost
 from dollartune.schedule.run_history import RunHistory
-from dollartune.schedule.rungs import LEAST_SETTINGS, MANY_RUNS, Rungs, RungsState
+from dollartune.schedule.rungs import LEAST_SETTINGS, MANY_RUNS, Rungs, RungsState, rungs_of
 from dollartune.schedule.scheduler import Account, CellScheduler, StateFile, time_limit
 from dollartune.schedule.settled import SETTLED, stays_best
 from dollartune.schedule.solved_probe import SolvedProbe
@@ -62,7 +62,8 @@ if TYPE_CHECKING:
 EARLY_SHARE = 0.1
 """Where nothing can be solved at once, the strongest method first gets at most so much of the money, to have an adapter."""
 EARLY_STEPS = 0.25
-"""And for no more than so much of its useful length: the first adapter and the seconds of a step are what that run is for."""
+"""And for no more than so much of its useful length, nor for more than a race's first rung, which that run then is one of: the
+first adapter and the seconds of a step are what it is for."""
 FEW_EPOCHS = 2.0
 """Where full tuning would get less than that, its upper layers alone get twice as many epochs: what lies below them is computed
 once. In 15 s they reached 0.803 on SST-2, all layers 0.787 (MiniLM, 1,400 rows, 1.3 and 0.8 epochs); on AG News 0.832, 0.838."""
@@ -277,7 +278,14 @@ class AnytimeScheduler(CellScheduler):
             return self._end("there is no method that could be trained further")
         if not done:
             return self._early(order[0])
-        return self._further() if self.history.trained() else self._main(Setting(self._first_trained(order)))
+        if self.history.trained() or self.state.rungs is not None:
+            return self._further()
+        # Its early run has told what a step takes. After a probe nothing has, and the adapter that the rule expects to be best
+        # comes first; what waits is raced after it.
+        early = any(run.stage == "early" for run in done)
+        if early and self._begins_rungs(None, order[0], self.cost.useful_steps(), self._untried()):
+            return self._rung(self.history.best_trained())
+        return self._main(Setting(self._first_trained(order)))
 
     def _first_trained(self, order: Sequence[str]) -> str:
         """The strongest method, or the upper layers alone where all of them would get next to no training, and these get more."""
@@ -291,7 +299,9 @@ class AnytimeScheduler(CellScheduler):
         seconds = EARLY_SHARE * self.cost.total_seconds()
         if math.isinf(seconds):
             return self._main(Setting(method))
-        steps = max(LEAST_STEPS, round(EARLY_STEPS * self.cost.useful_steps()))
+        useful = self.cost.useful_steps()
+        share = min(EARLY_STEPS, rungs_of(useful, self._least_rung_steps)[0])
+        steps = max(LEAST_STEPS, round(share * useful))
         why = self.words.early(Setting(method), steps)
         return Run("early", Setting(method), self.history.seeds(method)[0], steps, why, seconds)
 
@@ -329,23 +339,20 @@ class AnytimeScheduler(CellScheduler):
     def _further(self) -> Run | None:
         """Longer where the best run was still getting better; else the next setting; else another seed."""
         best = self.history.best_trained()
+        if best is not None and self._seeds_are_in(best) and (settled := self._settled(best, self._whole(best), 0)):
+            return self._end(settled)
+        # Before the best run is asked whether it was still getting better, as a short one of a rung always is.
+        if (run := self._rung(best)) is not None:
+            return run
         if best is None:  # what was run has failed
             untried = self._untried()
             return self._main(untried[0], "setting") if untried else self._end("every method failed")
         outcome = self.history.outcome(best)
-        length = max(LEAST_STEPS, round(outcome.best_step * PAST_THE_BEST))
-        if self.state.rungs is not None:
-            # Before the best run is asked whether it was still getting better, as a short one of a rung always is.
-            whole = max(length, self.state.rungs.steps)
-            # Not before all that are still in the race have been trained whole: seeds are all that it would add then.
-            if not self._race_of(self.state.rungs).waiting() and (settled := self._settled(best, whole, 0)):
-                return self._end(settled)
-            if (run := self._rung(best)) is not None:
-                return run
+        length = self._whole(best)
         affordable = self.cost.steps_in(best.setting.method, self._searching_seconds())
         # What is best is asked before how long it is trained, where the money pays for both.
         untried = self._untried()
-        if self._begins_rungs(best, length, untried):
+        if self._begins_rungs(best, best.setting.method, length, untried):
             return self._rung(best)
         tried_longer = any(run.stage == "longer" and run.setting == best.setting for run in self.state.runs)
         # Twice a run of a few steps is still no training: another setting is worth more then.
@@ -374,19 +381,27 @@ class AnytimeScheduler(CellScheduler):
         steps = min(affordable, outcome.steps)
         return self._run("seed", best.setting, fresh, steps, self.words.other_seed(best, fresh))
 
-    def _begins_rungs(self, best: Run, length: int, untried: Sequence[Setting]) -> bool:
+    def _begins_rungs(self, best: Run | None, method: str, length: int, untried: Sequence[Setting]) -> bool:
         """Begins a race of the settings that wait, where the money pays for many whole runs.
 
         Args:
+            best: what was trained whole and is best, if anything was.
+            method: by whose price runs are counted.
             length: steps that the best run needed.
         """
-        seconds, whole = self._searching_seconds(), max(length, self.cost.useful_steps())
-        affordable = self.cost.steps_in(best.setting.method, seconds)
-        if self.state.rungs is not None or math.isinf(seconds) or len(untried) < LEAST_SETTINGS:
+        whole = max(length, self.cost.useful_steps())
+        seconds = self._searching_seconds()
+        if best is None and self.average.wanted:  # which is as long as what will be best
+            seconds = self.cost.training_seconds() - self.cost.seconds_of(method, whole)
+        others = len(untried) - (best is None)
+        if self.state.rungs is not None or math.isinf(seconds) or others < LEAST_SETTINGS:
             return False
-        if affordable < MANY_RUNS * whole:
+        name = None if best is None else self.history.name(best)
+        began = RungsState.begin(untried, name, whole, seconds, self.cost)
+        # Where nothing was trained whole the race is where several settings are tried.
+        if seconds < (SEVERAL_RUNS if best is None else MANY_RUNS) * began.seconds_of(method, whole):
             return False
-        self.state.rungs = RungsState.begin(untried, self.history.name(best), whole, seconds, self.cost)
+        self.state.rungs = began
         try:
             self._race_of(self.state.rungs)
         except UserError:  # what waits is far dearer than the best: not even one whole run of it is paid for
@@ -395,7 +410,22 @@ class AnytimeScheduler(CellScheduler):
         self._save()
         return True
 
-    def _rung(self, best: Run) -> Run | None:
+    def _seeds_are_in(self, best: Run) -> bool:
+        """Whether a race has trained all that are still in it whole, and the best one with all of the study's seeds.
+
+        The highest of many scores is a lucky one as well: before that further seeds may show another to be better.
+        """
+        if self.state.rungs is None or self._race_of(self.state.rungs).waiting():
+            return False
+        seeds = {run.seed for run in self.history.trained() if run.setting == best.setting}
+        return len(seeds) >= len(self.history.seeds(best.setting.method))
+
+    def _whole(self, best: Run) -> int:
+        """Steps that the best run needed; in a race as many as its whole runs have."""
+        length = max(LEAST_STEPS, round(self.history.outcome(best).best_step * PAST_THE_BEST))
+        return length if self.state.rungs is None else max(length, self.state.rungs.steps)
+
+    def _rung(self, best: Run | None) -> Run | None:
         """The next run of the race of settings; None where there is none, or it is over."""
         if self.state.rungs is None:
             return None
@@ -406,9 +436,12 @@ class AnytimeScheduler(CellScheduler):
 
     def _race_of(self, began: RungsState) -> Rungs:
         if self._race is None:
-            least = max(LEAST_STEPS, math.ceil(self.cost.least_steps()))
-            self._race = Rungs(began, self.history, least)
+            self._race = Rungs(began, self.history, self._least_rung_steps)
         return self._race
+
+    @property
+    def _least_rung_steps(self) -> int:
+        return max(LEAST_STEPS, math.ceil(self.cost.least_steps()))
 
     def _settled(self, best: Run, length: int, untried: int) -> str:
         """Why the rest of the money would not change what is handed over; empty where it might.

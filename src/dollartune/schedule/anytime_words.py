@@ -60,11 +60,11 @@ class AnytimeWords:
         length = f"with all that is left, {steps} steps" if last else f"for {steps} steps"
         return f"{self.history.words(setting)} {length}, against {self.history.score_words(best)}."
 
-    def rung(self, setting: Setting, seed: int, steps: int, fraction: float, best: Run) -> str:
+    def rung(self, setting: Setting, seed: int, steps: int, fraction: float, best: Run | None) -> str:
         part = "" if fraction == 1 else f", {numbers.percent(fraction)} of a whole run"
         again = f" with seed {seed}" if seed != self.history.seeds(setting.method)[0] else ""
-        against = self.history.score_words(best)
-        return f"{self.history.words(setting)}{again} for {steps} steps{part}, against {against}."
+        against = "" if best is None else f", against {self.history.score_words(best)}"
+        return f"{self.history.words(setting)}{again} for {steps} steps{part}{against}."
 
     def other_seed(self, best: Run, seed: int) -> str:
         return f"{self.history.label(best)} again with seed {seed}, with what no other setting needs."

@@ -22,7 +22,7 @@ of two, as a finer choice would not be seen in a score; the last one is a handfu
 LEAST_LENGTH = 1 / 3
 """Rather than shorten runs below that, settings are given up: short runs rank settings by how fast they learn."""
 MIDDLE_RUNG = 0.5
-"""Where all rungs would be of a few steps only, the one that must choose is at most half as long as the longest run."""
+"""Of the longest run: a rung that is longer than that saves too little to be run first."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def _longest(
     counts = {group: _settings_of(spaces[group], settings) for group in trial_costs}
     steps = max((trial_cost.steps for trial_cost in trial_costs.values()), default=0)
     for whole in LENGTHS:
-        fractions = _rungs(whole * steps, sum(counts.values()))
+        # Where more arms start than can be finalists one rung must choose among them. Else the final's reserve would be divided
+        # among all that began, and nobody would get a whole training.
+        fractions = rung_fractions(whole * steps, LEAST_STEPS, sum(counts.values()) > FINALISTS)
         total = 0.0
         for group, trial_cost in trial_costs.items():
             # All settings at the first rung, a third of them at the second. What noise keeps beyond that quota is paid
@@ -103,16 +105,16 @@ def _settings_of(space: SearchSpace, settings: int) -> int:
     return min(settings, len(space.variants) if space.grid else space.most or settings)
 
 
-def _rungs(steps: float, arms: int) -> tuple[float, ...]:
-    """A ninth, a third and all of the longest run. Rungs of a few steps only are left out, but where more arms start
-    than can be finalists, one rung must choose among them.
+def rung_fractions(steps: float, least: int, must_choose: bool = False) -> tuple[float, ...]:
+    """A ninth, a third and all of the longest run; where a ninth has too few steps, as many as a rung must have, and the whole.
 
     Args:
         steps: of the longest run; 0 where nothing is trained.
-        arms: methods with their settings that begin the race.
+        least: of the shortest run that says something.
+        must_choose: whether there is a rung before the last one even where it has fewer steps than that.
     """
-    rungs = [fraction for fraction in FRACTIONS[:-1] if not steps or fraction * steps >= LEAST_STEPS]
-    if not rungs and arms > FINALISTS:
-        # Else the final's reserve would be divided among all that began, and nobody would get a whole training.
-        rungs = [min(MIDDLE_RUNG, LEAST_STEPS / steps)]
-    return (*rungs, 1.0)
+    first = max(FRACTIONS[0], least / steps) if steps else FRACTIONS[0]
+    if first > MIDDLE_RUNG:
+        return (MIDDLE_RUNG, 1.0) if must_choose else (1.0,)
+    # Rungs that are nearer to each other cost more than the later of them can still tell.
+    return (first, *(fraction for fraction in FRACTIONS[1:] if fraction >= ETA * first or fraction == 1))

@@ -66,7 +66,9 @@ class RunHistory:
         )
 
     def best_trained(self) -> Run | None:
-        return self.best([run for run in self.state.runs if run.steps is not None])
+        """Of whole runs where there are any: a short one that scored higher was lucky, or will be trained whole yet."""
+        whole = [run for runs in self.seed_groups().values() for run in runs if run.steps is not None]
+        return self.best(whole or [run for run in self.state.runs if run.steps is not None])
 
     def best(self, runs: Sequence[Run]) -> Run | None:
         best = index_of_best([self.score(run) for run in runs])

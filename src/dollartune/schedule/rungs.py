@@ -9,15 +9,20 @@ The race is what it was told, so nothing of it lies on disk but what it began wi
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dollartune.engines.base import EVALUATION_SECONDS
 from dollartune.errors import UserError
 
 # Not for types alone: the state file is read by these annotations.
 from dollartune.schedule.first_settings import Setting  # noqa: TC001
+from dollartune.schedule.race_plan import rung_fractions
+from dollartune.schedule.run_cost import PLAN_MARGIN
 from dollartune.schedule.successive_halving import (
-    FRACTIONS,
+    COMPARABLE,
+    FINALISTS,
     MOST_SEEDS_FACTOR,
     Arm,
     JobOutcome,
@@ -28,7 +33,7 @@ from dollartune.schedule.successive_halving import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dollartune.schedule.anytime_state import Run
+    from dollartune.schedule.anytime_state import Run, RunOutcome
     from dollartune.schedule.run_cost import RunCost
     from dollartune.schedule.run_history import RunHistory
 
@@ -50,24 +55,26 @@ class RungsState:
 
     settings: list[Setting]
     """In the order of prior evidence."""
-    best: str
-    """The trial that was best by then: its setting comes in at the last rung."""
+    best: str | None
+    """The trial that was best by then: its setting comes in at the last rung. None where nothing was trained whole."""
     steps: int
     """Of a whole run."""
     seconds: float
     """For all of it."""
     seconds_per_step: dict[str, float] = field(default_factory=dict)
-    """By method, as expected when it began; the race corrects it by what runs take."""
+    """By method, as expected when it began, before a run of the race has told it."""
     seconds_beside: dict[str, float] = field(default_factory=dict)
     """By method, what a run takes once."""
 
     @classmethod
-    def begin(cls, settings: Sequence[Setting], best: str, steps: int, seconds: float, cost: RunCost) -> RungsState:
+    def begin(
+        cls, settings: Sequence[Setting], best: str | None, steps: int, seconds: float, cost: RunCost
+    ) -> RungsState:
         """With what runs are expected to cost now.
 
         Args:
             settings: those that wait.
-            best: the best trial so far.
+            best: the best trial that was trained whole, if any was.
             steps: of a whole run.
             seconds: that may be spent.
         """
@@ -75,7 +82,23 @@ class RungsState:
         for method in cost.history.spaces:
             state.seconds_beside[method] = cost.seconds_of(method, 0)
             state.seconds_per_step[method] = cost.seconds_of(method, 1) - state.seconds_beside[method]
+            if (seen := cost.history.seen(method)) is not None:
+                state.take(method, seen)
         return state
+
+    def take(self, method: str, seen: RunOutcome) -> None:
+        """What a run of a method took: once, and by steps. Runs of a race differ in their lengths ninefold."""
+        self.seconds_beside[method] = EVALUATION_SECONDS + seen.seconds - seen.training_seconds
+        self.seconds_per_step[method] = PLAN_MARGIN * seen.training_seconds / seen.steps
+
+    def seconds_of(self, method: str, steps: int) -> float:
+        """What so many steps of a method are expected to take."""
+        return self.seconds_beside[method] + steps * self.seconds_per_step[method]
+
+
+def rungs_of(steps: int, least_steps: int) -> tuple[float, ...]:
+    """Lengths of the race's runs, as shares of a whole one of so many steps."""
+    return rung_fractions(steps, max(LEAST_RUNG_STEPS, least_steps))
 
 
 class Rungs:
@@ -88,20 +111,22 @@ class Rungs:
 
     def __init__(self, state: RungsState, history: RunHistory, least_steps: int) -> None:
         self.state, self.history = state, history
-        (best,) = (run for run in history.state.runs if history.name(run) == state.best)
-        outcome = history.outcome(best)
-        known = JobOutcome(outcome.score, outcome.seconds, outcome.standard_error)
+        # Brought up to date by runs in their order, so that a race that was killed expects the same.
+        self._expected = deepcopy(state)
+        best = [run for run in history.state.runs if history.name(run) == state.best]
         counted: dict[str, int] = {}
         self._settings: dict[Arm, Setting] = {}
-        for setting in (best.setting, *state.settings):
+        for setting in (*(run.setting for run in best), *state.settings):
             number = counted[setting.method] = counted.get(setting.method, -1) + 1
             self._settings[Arm(setting.method, {}, number)] = setting
-        first, *arms = self._settings
-        least = max(LEAST_RUNG_STEPS, least_steps)
-        fractions = [fraction for fraction in FRACTIONS if fraction == 1 or fraction * state.steps >= least]
+        fractions = rungs_of(state.steps, least_steps)
+        # Where no rung compares methods with each other each has a finalist, and the final's money is for so many.
+        methods = len({setting.method for setting in state.settings})
+        compared = any(fraction >= COMPARABLE for fraction in fractions[:-1])
+        finalists = FINALISTS if compared else max(FINALISTS, methods)
         self.race = SuccessiveHalving(
-            arms, self._cost, state.seconds, fractions=fractions, seeds=SEEDS, most_seeds=self._most_seeds(),
-            trained={first: known},
+            list(self._settings)[len(best) :], self._cost, state.seconds, fractions=fractions, seeds=SEEDS,
+            most_seeds=self._most_seeds(), finalists=finalists, known=self._known(best, fractions[0]),
         )  # fmt: skip
         self._told = 0
 
@@ -120,6 +145,19 @@ class Rungs:
         whole = {told.arm for told in self.race.told if told.fraction == 1}
         return sum(arm.name not in self.race.dropped and arm.name not in whole for arm in self.race.arms)
 
+    def _known(self, best: Sequence[Run], first: float) -> dict[RaceJob, JobOutcome]:
+        """What need not be run again: the best whole run, and the first adapter's, which is as long as one of the first rung."""
+        known = {}
+        for run in self.history.state.runs:
+            outcome = self.history.state.outcomes.get(self.history.name(run))
+            arm = next((arm for arm, setting in self._settings.items() if setting == run.setting), None)
+            if arm is None or outcome is None or outcome.score is None:
+                continue
+            job = RaceJob(arm, 1.0 if run in best else first, 0)
+            if run in best or (run.stage == "early" and outcome.steps == self._steps(job)):
+                known[job] = JobOutcome(outcome.score, outcome.seconds, outcome.standard_error)
+        return known
+
     def _catch_up(self) -> None:
         runs = [run for run in self.history.state.runs if run.stage == "rung"]
         for run in runs[self._told :]:
@@ -133,6 +171,8 @@ class Rungs:
                 "the runs on disk are not those that this race would have asked for.", "Run again with --fresh."
             )
         outcome = self.history.outcome(run)
+        if outcome.steps and outcome.training_seconds:
+            self._expected.take(run.setting.method, outcome)
         self.race.tell(job, outcome.score, outcome.seconds, outcome.standard_error)
         self._told += 1
 
@@ -144,4 +184,4 @@ class Rungs:
 
     def _cost(self, job: RaceJob) -> float:
         method = job.arm.method
-        return self.state.seconds_beside[method] + self._steps(job) * self.state.seconds_per_step[method]
+        return self._expected.seconds_of(method, self._steps(job))

@@ -20,6 +20,7 @@ optimization", 2016; here with the rule above in place of a fixed quota. "Arm" a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from dollartune.errors import UserError
 
 FRACTIONS = (1 / 9, 1 / 3, 1.0)
 """Rungs: each three times as long as the one before, as eta is 3 (Li et al., "Hyperband", 2018, find 3 to 4 best)."""
+COMPARABLE = 1 / 3
+"""Of a training: before that methods are not compared with each other, as they learn at different speeds."""
 ETA = 3
 """At the first rung one setting in so many stays within a method."""
 FINALISTS = 3
@@ -126,7 +129,8 @@ class SuccessiveHalving:
         eta: at the first rung one setting in `eta` stays within a method.
         guard: standard errors of a difference that count as noise.
         slack: score a slower method may still gain on the leader, per whole training left (for scores of 0 to 1).
-        trained: arms that have been trained whole with their first seed, and what that gave: they come in at the final.
+        known: jobs that were run before, and what they gave: they are not run again. An arm that is not among `arms` and has
+            been trained whole comes in at the final.
 
     Raises:
         UserError: no arms, repeated arms, fractions that do not rise to 1, or no money for a single full run.
@@ -145,9 +149,10 @@ class SuccessiveHalving:
         eta: int = ETA,
         guard: float = GUARD,
         slack: float = SLACK,
-        trained: Mapping[Arm, JobOutcome] | None = None,
+        known: Mapping[RaceJob, JobOutcome] | None = None,
     ) -> None:
-        self.arms, self.trained = tuple(arms), dict(trained or {})
+        self.arms, known = tuple(arms), dict(known or {})
+        self.trained = tuple(dict.fromkeys(job.arm for job in known if job.fraction == 1 and job.arm not in self.arms))
         if not self.arms or len({arm.name for arm in (*self.arms, *self.trained)}) < len(self.arms) + len(self.trained):
             raise UserError("successive halving needs at least one setting to compare, each with a name of its own.")
         if not fractions or list(fractions) != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1:
@@ -158,13 +163,15 @@ class SuccessiveHalving:
         self.spent_seconds = 0.0
         self.dropped: dict[str, str] = {}
         """Why each arm left the race, by its name."""
-        self._outcomes: dict[tuple[str, float, int], JobOutcome] = {
-            (arm.name, 1.0, 0): outcome for arm, outcome in self.trained.items()
-        }
+        self._outcomes: dict[tuple[str, float, int], JobOutcome] = {job.key: outcome for job, outcome in known.items()}
         self._told: list[ToldJob] = []
         self._ratios: dict[str, tuple[float, float]] = {}
         self._rung = 0
         self._pending: list[RaceJob] = []
+        self._entering: list[Arm] = []
+        """Arms that the rung's money does not pay for, unless others turn out cheaper than expected."""
+        self._rung_opened = seconds
+        """Seconds that were left when the rung opened."""
         self._open_rung(list(self.arms))
         if not self._pending:
             raise UserError(
@@ -203,6 +210,7 @@ class SuccessiveHalving:
             self._drop(job.arm, "failed")
         self._pending = [waiting for waiting in self._pending if waiting.arm.name not in self.dropped]
         self._keep_to_budget()
+        self._enter()
         if not self._pending:
             self._advance()
 
@@ -239,7 +247,10 @@ class SuccessiveHalving:
 
     def reserve(self) -> float:
         """Seconds of the final that jobs of the rungs before must not touch."""
-        return 0.0 if self._final else self._final_reserve([arm for arm in self.arms if arm.name not in self.dropped])
+        if self._final:
+            return 0.0
+        alive = [arm for arm in self.arms if arm.name not in self.dropped]
+        return self._final_reserve(alive, self.seconds - self.spent_seconds)
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -272,8 +283,11 @@ class SuccessiveHalving:
         if self._final:
             self._add_seeds()
             return
+        for arm in self._entering:
+            self._drop(arm, "no money")
+        self._entering = []
         alive = [arm for arm in self.arms if arm.name not in self.dropped and self._score(arm) is not None]
-        if self._rung == 0 and len(self.fractions) > 2:
+        if self.fractions[self._rung] < COMPARABLE:
             alive = self._better_settings(alive)
         else:
             alive = self._better_arms(alive)
@@ -290,21 +304,31 @@ class SuccessiveHalving:
             return
         # Before anything is scored there is no best; after that each method's best goes before any second setting.
         ordered = self._round_robin(arms) if self._rung == 0 else self._methods_first(arms)
-        # The final first: without it the rungs choose among what is never trained to the end.
-        left = self.seconds - self.spent_seconds - self._final_reserve(arms)
-        for arm in ordered:
-            job = RaceJob(arm, fraction, 0)
-            left -= self._estimate(job)
-            if left >= 0:
-                self._pending.append(job)
-            else:
-                self._drop(arm, "no money")
-                left += self._estimate(job)
+        self._rung_opened = self.seconds - self.spent_seconds
+        self._entering = [arm for arm in ordered if (arm.name, fraction, 0) not in self._outcomes]
+        self._enter()
         if not self._pending and arms:  # even one rung is too dear: straight to the final with the most promising
-            self._rung = len(self.fractions) - 1
-            for arm in arms:
-                self.dropped.pop(arm.name, None)
+            self._rung, self._entering = len(self.fractions) - 1, []
             self._open_final(ordered)
+
+    def _enter(self) -> None:
+        """Jobs for those that wait to enter the rung, as far as its money goes.
+
+        Asked again whenever a run took less than was expected: what a method costs is hardly known before its first run.
+        """
+        if not self._entering:
+            return
+        # The final first: without it the rungs choose among what is never trained to the end. Its share is one of what was left
+        # when the rung opened: of what is left now it would shrink with every run of the rung.
+        alive = [arm for arm in self.arms if arm.name not in self.dropped]
+        left = self.seconds - self.spent_seconds - self._final_reserve(alive, self._rung_opened)
+        left -= sum(map(self._estimate, self._pending))
+        for arm in list(self._entering):
+            job = RaceJob(arm, self.fractions[self._rung], 0)
+            if (price := self._estimate(job)) <= left:
+                self._entering.remove(arm)
+                self._pending.append(job)
+                left -= price
 
     def _open_final(self, arms: list[Arm]) -> None:
         """Every finalist gets all its seeds; a finalist that cannot be paid whole is left out."""
@@ -340,8 +364,12 @@ class SuccessiveHalving:
             return
         # All of them the same next seed, because differences are taken seed by seed.
         jobs = [RaceJob(one.arm, 1.0, one.seeds) for one in close if one.seeds == leader.seeds]
-        if len(jobs) > 1 and sum(self._estimate(job) for job in jobs) <= self.seconds - self.spent_seconds:
-            self._pending = jobs
+        left = self.seconds - self.spent_seconds
+        # Where the money is short of all, the best ones: a second seed of the last of them would say the least.
+        paid = itertools.accumulate(map(self._estimate, jobs))
+        affordable = [job for job, seconds in zip(jobs, paid, strict=True) if seconds <= left]
+        if len(affordable) > 1:
+            self._pending = affordable
 
     # -- inside: who stays --------------------------------------------------------------------------------------
 
@@ -426,14 +454,14 @@ class SuccessiveHalving:
         # By sums, so that long runs, which the money goes to, weigh more than short ones.
         return self.cost(job) * (real / expected if expected > 0 else 1.0)
 
-    def _final_reserve(self, arms: list[Arm]) -> float:
-        """Money of the final: `finalists` arms with all seeds at the mean price, at most two thirds of what is left."""
+    def _final_reserve(self, arms: list[Arm], seconds: float) -> float:
+        """Money of the final: `finalists` arms with all seeds at the mean price, at most two thirds of so many seconds."""
         prices = [sum(self._estimate(RaceJob(arm, 1.0, seed)) for seed in range(self.seeds)) for arm in arms]
         count = min(self.finalists, len(arms))
         # At the mean: reserving for the dearest would starve the rungs, and too little is met by leaving a finalist
         # out.
         wanted = count * sum(prices) / len(prices) if prices else 0.0
-        return min(wanted, MOST_RESERVE * (self.seconds - self.spent_seconds))
+        return min(wanted, MOST_RESERVE * seconds)
 
     def _keep_to_budget(self) -> None:
         """Takes back jobs that no longer fit, the least promising first."""
