@@ -17,6 +17,7 @@ from dollartune.engines import cohort_worker, stage_limits, trial_context
 from dollartune.engines.base import scored_beside
 from dollartune.engines.cohort_worker import CohortWorker
 from dollartune.engines.display import Display
+from dollartune.engines.trial_scores import TrialScorer
 from dollartune.format import percent
 from dollartune.methods.tfidf_probe import TfidfProbe
 from dollartune.schedule import scheduler
@@ -117,6 +118,26 @@ def test_a_search_ends_with_the_best_adapter_that_its_rows_give_within_the_budge
     assert record.training is not None
     assert record.training.examples == pytest.approx(rows, abs=1)
     assert (study.store.folder(record.id) / "adapter").is_dir()
+
+
+def test_what_is_trained_tells_the_pace_of_its_rows_before_it_is_scored(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces: list[float] = []
+    affordable = TrialScorer._affordable
+
+    def asked(scorer: TrialScorer, trial: Any, context: Any, state: Any, most: int) -> int:
+        paces.append(state.progress.seconds_per_row)
+        return affordable(scorer, trial, context, state, most)
+
+    monkeypatch.setattr(TrialScorer, "_affordable", asked)
+    study = slow.study(
+        "trained", 4.0, search="anytime", methods=["bitfit"], budget={"seconds": 25.0, "per": "study"},
+        training={"batch_size": 8},
+    )  # fmt: skip
+    assert paces == pytest.approx([4 * EACH] * len(paces))
+    assert len(paces) == len([record for record in study.store.records() if record.training is not None]) > 0
+    assert slow.spent <= 25.0
 
 
 def test_a_solution_that_takes_three_times_as_long_as_was_estimated_is_waited_for(

@@ -109,6 +109,29 @@ def test_a_solved_adapter_is_scored_on_the_rows_that_what_is_left_pays_for(left:
     assert scorer._affordable(nothing, context, state, 130) == 100, "rows that are there take nothing"
 
 
+@pytest.mark.parametrize(
+    ("left", "each", "looked", "count"),
+    [
+        (13.3, 0.1, 0.1, 130),  # the margin is for others
+        (13.2, 0.1, 0.1, 103),
+        (13.2, 0.1, 0.05, 103),  # scoring texts takes longer than a look at them
+        (13.2, 0.05, 0.1, 103),  # and looks may have become slower than scoring was
+        (0.1, 0.1, 0.1, LEAST_TEST_ROWS),
+        (0.1, 0.1, 0.0, 130),  # nothing was seen
+    ],
+)
+def test_a_trained_adapter_is_scored_on_the_rows_that_what_is_left_pays_for(
+    left: float, each: float, looked: float, count: int
+) -> None:
+    from types import SimpleNamespace as Facts
+
+    state: Any = Facts(adapter=Facts(readout=None), progress=Facts(seconds_per_row=looked, stopped="", rows_share=None))
+    context: Any = Facts(row_costs=Facts(seconds_per_validation_row=each))
+    nothing: Any = None
+    scorer = TrialScorer(nothing, Facts(ledger=None), nothing, Facts(left=lambda trial: left))  # type: ignore[arg-type]
+    assert scorer._affordable(nothing, context, state, 130) == count
+
+
 def test_a_search_trial_whose_money_is_short_has_a_score(study_of: Any, local_backbone: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(TrialScorer, "_affordable", lambda *_: 3)
     study = Study(

@@ -99,7 +99,7 @@ class TrialScorer:
         ):
             self.display.evaluating(trial)
             rows = context.splits.validation[: validation_rows(cohort, context.costs(), self.settings)]
-            if state is not None and trial.solved and cohort.purpose == "search":
+            if state is not None and cohort.purpose == "search":
                 rows = rows[: self._affordable(trial, context, state, len(rows))]
             validation = context.evaluate(adapter, methods, rows, trial.seed, False, settings.batch_size)
             if trial.solved:
@@ -123,21 +123,28 @@ class TrialScorer:
         return TrialScores(validated, test, None if offsets is None else tuple(offsets.offsets.tolist()))
 
     def _affordable(self, trial: Trial, context: TrialContext, state: TrialState, most: int) -> int:
-        """Validation rows on which a solved trial is scored: as few as its training rows where its time ended, and no more than
-        can be paid for, where features or solution took longer still: what has been solved is there, and without a score nobody
-        would get it. Rows whose features are there take nothing.
+        """Validation rows on which what was tuned is scored: of a solved trial whose time ended as few as its training rows, and
+        never more than can be paid for at the pace that was seen in its tuning: without a score nobody would get it. Rows whose
+        features are there take nothing.
 
         Args:
             most: that it should be scored on.
         """
         readout, progress = state.adapter.readout, state.progress
-        left = self.limits.left(trial) - EVALUATION_SECONDS
-        if readout is None or progress.seconds_per_row <= 0:
+        left, each = self.limits.left(trial) - EVALUATION_SECONDS, progress.seconds_per_row
+        if each <= 0:
             return most
-        rows = read_of(readout, context.validation[:most])
-        fresh = fresh_counts(context.features, context.backbone, rows, readout.pooling)
-        wanted = scored_beside(progress.rows_share or 1.0, most) if progress.stopped == "budget" else most
-        paid = max(0.0, left) / (EVALUATION_MARGIN * progress.seconds_per_row)
+        fresh, wanted = list(range(most + 1)), most
+        if readout is not None:
+            rows = read_of(readout, context.validation[:most])
+            fresh = fresh_counts(context.features, context.backbone, rows, readout.pooling)
+            if progress.stopped == "budget":
+                wanted = scored_beside(progress.rows_share or 1.0, most)
+        else:  # a look does less than scoring where texts are scored
+            each = max(each, context.row_costs.seconds_per_validation_row)
+            if most * each <= left:  # which is tight by plan: the margin is for others
+                return most
+        paid = max(0.0, left) / (EVALUATION_MARGIN * each)
         # with each row that has to pass come those behind it that need not
         return max(min(most, LEAST_TEST_ROWS), bisect_right(fresh, min(fresh[wanted], paid)) - 1)
 

@@ -456,7 +456,10 @@ class CohortTrainer:
             self._share_time(together, time.perf_counter() - started)
             waiting = [trial for trial in waiting if trial not in together]
         if self.pace is not None:
-            self.pace.validated(self.pace.clock() - before, self._rows_read(rows))
+            seconds, read = self.pace.clock() - before, self._rows_read(rows)
+            self.pace.validated(seconds, read)
+            for trial in trials:
+                trial.progress.seconds_per_row = seconds / max(1, read) / len(trials)
         return [by_name[trial.name] for trial in trials]
 
     def _share_time(self, trials: Sequence[TrialState], seconds: float) -> None:

@@ -60,7 +60,7 @@ class Progress:
     rows_share: float | None = None
     """Share of the training rows that it was solved on; None where it is not solved."""
     seconds_per_row: float = 0.0
-    """Of passing a row through the frozen backbone, as last seen while its time was limited; 0 where it was not."""
+    """Of passing a row forwards, as last seen while its time was limited; 0 where it was not."""
     on_validation: bool = False
     """Whether it was solved on the validation rows too, once its score on them was known."""
     settled: bool = False
