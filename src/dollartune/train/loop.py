@@ -447,19 +447,21 @@ class CohortTrainer:
         by_name: dict[str, list[tuple[float, int]]] = {}
         waiting = list(trials)
         widths = {trial.name: trial.adapter.virtual_tokens() for trial in trials}
-        before = self.pace.clock() if self.pace is not None else 0.0
+        before, took = self.pace.clock() if self.pace is not None else 0.0, 0.0
         while waiting:
             together = self._next_pass(waiting, widths)
             started = time.perf_counter()
             losses = self.forward_backward.validation_losses(together, blocks)
             by_name.update(zip([trial.name for trial in together], losses, strict=True))
-            self._share_time(together, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._share_time(together, seconds)
+            took += seconds
             waiting = [trial for trial in waiting if trial not in together]
         if self.pace is not None:
-            seconds, read = self.pace.clock() - before, self._rows_read(rows)
-            self.pace.validated(seconds, read)
+            read = self._rows_read(rows)
+            self.pace.validated(self.pace.clock() - before, read)
             for trial in trials:
-                trial.progress.seconds_per_row = seconds / max(1, read) / len(trials)
+                trial.progress.seconds_per_row = took / max(1, read) / len(trials)
         return [by_name[trial.name] for trial in trials]
 
     def _share_time(self, trials: Sequence[TrialState], seconds: float) -> None:
