@@ -20,7 +20,8 @@ def task_of(rows: list[Example]) -> Task:
 
 
 def texts(count: int, characters: int) -> Task:
-    return task_of([Example(f"train/{n}", {"text": "x" * characters, "number": 3}, "a") for n in range(count)])
+    text = "x" * characters  # one for all rows: of its own each would have gigabytes
+    return task_of([Example(f"train/{n}", {"text": text, "number": 3}, "a") for n in range(count)])
 
 
 def test_a_quarter_of_the_budget_reads_rows_by_what_their_texts_hold() -> None:
