@@ -33,9 +33,8 @@ real: $(INSTALLED)  ## Fetch a real instruct model and a sentence encoder (180 M
 	$(PIP) -e '.[gguf]'
 	$(BIN)/dollartune backbones get smollm2-135m minilm-l6
 
-# Three processes on two cores: for a fifth of their time they wait, for processes that tests start and for clocks.
 test: $(INSTALLED_TEST)  ## Set up and run all tests
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 bench-planner: $(INSTALLED_TEST)  ## Planned against measured memory and seconds, 88 settings with one and two threads; resumable
 	$(BIN)/python bench/planner.py

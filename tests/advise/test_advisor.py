@@ -140,7 +140,7 @@ def test_quantization_is_named_where_it_makes_it_fit() -> None:
 
 def test_a_dollar_on_a_machine_is_put_into_minutes() -> None:
     answer = advise(1000, "classification", machine="v100-n1", budget="$1")
-    assert "20 min 43 s" in answer.question
+    assert "20 min 44 s" in answer.question
     assert any("how large the backbone is" in gap for gap in answer.does_not_know)
 
 

@@ -11,7 +11,7 @@ from pretend import Pretended, PretendEngine, learning_rate
 from dollartune.budget.deadline import BudgetSpent
 from dollartune.budget.journal import held
 from dollartune.engines.display import Display
-from dollartune.engines.extra_metrics import ExtraMetrics
+from dollartune.engines.extra_metrics import SPENT, ExtraMetrics
 from dollartune.errors import UserError
 from dollartune.study.api import Study
 from dollartune.study.live_file import ask_to_extend, ask_to_stop, asked_extensions
@@ -74,7 +74,7 @@ def test_a_score_is_not_lost_for_figures_beside_it(study_of: Any, monkeypatch: p
     record = records(study)["bitfit"]
     assert record.status == "done"
     assert record.inference is not None
-    assert record.inference.reason == "the budget was used up"
+    assert record.inference.reason == SPENT
 
 
 # A budget that is raised
