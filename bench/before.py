@@ -28,6 +28,7 @@ import table
 from contest import contestants, in_turns
 
 HERE = Path(__file__).resolve().parents[1]
+SHARED = HERE.parent / "shared"
 FIRST_ROUND = "6ce6f61"
 SIDES = ("now", "before")
 NOISE = 0.9
@@ -65,7 +66,7 @@ class Trees:
             **os.environ,
             "PYTHONPATH": str(self.roots[side] / "src"),
             "TOKENIZERS_PARALLELISM": "false",
-            "DOLLARTUNE_SHARED": os.environ.get("DOLLARTUNE_SHARED", str(HERE.parent / "shared")),
+            "DOLLARTUNE_SHARED": os.environ.get("DOLLARTUNE_SHARED", str(SHARED)),
         }
         return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -75,6 +76,8 @@ def tree_of(revision: str) -> Iterator[Path]:
     """A checkout of a revision, for so long."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "before"
+        if SHARED.is_dir():
+            (path.parent / "shared").symlink_to(SHARED)  # both read the same data
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", path, revision], cwd=HERE, check=True)
         try:
             yield path
@@ -86,7 +89,7 @@ def rates(case: str, trees: Trees, spec: Mapping[str, Any]) -> None:
     """Tokens per second of each of the spec's methods."""
     with trees.contest(spec) as workers:
         for number, method in enumerate(spec["methods"]):
-            answers = in_turns(workers, 4, "steps", 2)
+            answers = in_turns(workers, 3, "steps", 1)
             for side, own in zip(trees.roots, answers, strict=True):
                 trees.note(f"{case}, {method}: tokens/s", side, [one["tokens"] / one["seconds"] for one in own])
             if number + 1 < len(spec["methods"]):
