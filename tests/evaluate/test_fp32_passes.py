@@ -28,6 +28,7 @@ from dollartune.tasks.registry import load_task
 from dollartune.testing import tiny_backbone
 from dollartune.testing.practice import perturb
 from dollartune.train.encoding import Encoder
+from dollartune.train.features import FeatureStore
 
 BATCHES = (1, 8, 32)
 ROWS = 33
@@ -120,6 +121,22 @@ def test_classes_and_tuned_weights_too(local_backbone: Any, many_moods: Task, sh
         (half(local_backbone("gpt2")), ("prefix",)),
     ):
         assert answers(backbone, many_moods, 16, names, 16) == answers(backbone, many_moods, 1, names, 16), names
+
+
+def test_features_of_rounded_weights_are_kept_for_nobody(
+    local_backbone: Any, many_moods: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later study in fp32 looks for features in fp32 in the same folder."""
+    monkeypatch.setattr(fp32_passes, "NEAR_NATS", float("inf"))
+    backbone = half(local_backbone("bert"), "classification", many_moods.labels)
+    attached, store = Attached(backbone.model, backbone.anatomy), FeatureStore("bert", tmp_path)
+    methods = [build_method("linear_probe")]
+    perturb(attached.add("mine", methods), 0.2, 0)
+    evaluator = Evaluator(backbone, attached, many_moods, Encoder(backbone), (), False, 8, features=store)
+    evaluator.evaluate("mine", methods, many_moods.splits(8, 0, 1).train)
+    attached.detach()
+    assert store.computed == 8
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

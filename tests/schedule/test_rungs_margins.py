@@ -238,3 +238,39 @@ def test_what_a_run_takes_once_is_not_taken_for_its_steps(by_hand: Any) -> None:
     scheduler = hand.scheduler
     state = RungsState.begin(scheduler._untried(), None, 200, 300.0, scheduler.cost)
     assert state.seconds_of("full", 200) == pytest.approx(0.25 + 5.0 + 1.08 * 20.0)
+
+
+@pytest.mark.parametrize(("runs", "races"), [(1.96, False), (2.1, True)])
+def test_without_a_probe_a_race_needs_money_for_two_whole_runs(by_hand: Any, runs: float, races: bool) -> None:
+    hand = after_early(by_hand, runs)
+    hand.next()
+    assert (hand.scheduler.state.rungs is not None) == races
+
+
+def test_each_run_of_a_race_tells_what_the_next_ones_take(by_hand: Any) -> None:
+    """15 s after the steps, in a run of 50 of them: a whole run is dearer by as much, and not four times."""
+    hand = after_main(by_hand, 200.0)
+    cohort = hand.next()
+    method = cohort.trials[0].variant.group
+    hand.ran(cohort, 0.7, 0.1 * SHORT + 15.0, SHORT, SHORT, after=15.0)
+    race = hand.scheduler._race
+    assert race is not None
+    assert race.next() is not None
+    assert race._expected.seconds_of(method, 200) == pytest.approx(0.25 + 15.0 + 1.08 * 20.0)
+
+
+def test_a_race_is_not_settled_before_the_best_has_all_seeds(by_hand: Any) -> None:
+    """The highest of many scores is a lucky one as well: of one seed each, these would settle it."""
+    hand = after_main(by_hand, 200.0)
+    whole: list[tuple[str, int]] = []
+    while not hand.over:
+        cohort = hand.next()
+        (trial,) = cohort.trials
+        steps = steps_of(cohort)
+        if steps == 200:
+            whole.append((trial.variant.label, trial.seed))
+        score = 0.7 if steps == SHORT else 0.83 if whole[-1][0] == whole[0][0] else 0.8
+        hand.ran(cohort, score, steps * 0.1, steps, steps // 2)
+    best, _ = whole[0]
+    assert "would not change this" in hand.scheduler.state.ending
+    assert [seed for label, seed in whole if label == best] == [0, 1]

@@ -249,11 +249,13 @@ class Evaluator:
         return classified(self.task, examples, log_p, texts)
 
     def _class_scores(self, adapter: str | None, encoded: Sequence[Encoded]) -> torch.Tensor:
-        def score(rows: Sequence[int]) -> torch.Tensor:
+        def score(rows: Sequence[int], features: FeatureStore | None = None) -> torch.Tensor:
             some = [encoded[row] for row in rows]
-            return class_log_probabilities(self.backbone, self.attached, adapter, some, self.batch_size, self.features)
+            return class_log_probabilities(self.backbone, self.attached, adapter, some, self.batch_size, features)
 
-        return surely_best(self.attached, score(range(len(encoded))), score)
+        # Again without the store: features in fp32 of rounded weights are not those of a backbone that was loaded in fp32, whose
+        # trials would find them there.
+        return surely_best(self.attached, score(range(len(encoded)), self.features), score)
 
     def _label_scores(
         self,
