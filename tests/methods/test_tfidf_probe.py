@@ -201,6 +201,17 @@ def test_the_first_tokens_are_the_same_wherever_the_padding_is(left: bool) -> No
     assert cut["input_ids"][1][cut["attention_mask"][1] > 0].tolist() == [5, 9]
 
 
+def test_weights_of_words_are_counted_and_come_back_from_a_file() -> None:
+    readout = solved(labelled(40), C=1.0)
+    words = len(readout.keys)
+    assert words > 100
+    assert sum(one.numel() for one in readout.parameters()) == CLASSES * (2 * WIDTH + 1 + words)
+    again = WordsAndFeatures(("mean", "mean@middle"), WIDTH, CLASSES)
+    again.fit(readout.state_dict())
+    again.load_state_dict(readout.state_dict())
+    assert torch.equal(again.words, readout.words)
+
+
 def test_images_are_refused() -> None:
     backbone = tiny_backbone("vit")
     with pytest.raises(UserError, match="no tokens"):

@@ -87,7 +87,7 @@ class TfidfProbe(SolvedMethod[TfidfProbeConfig]):
     h (width,) is pooled from states of the frozen backbone; μ is its mean over the training rows and σ one number for each
     pooled part, so that the part has length 1 on average. x (n-grams,) are weighted counts of tokens and pairs. Counts know
     words that pretraining did not care for, features know what words mean: together they were better than the better of the
-    two on each set tried. Trainable: classes · (width + 1); V depends on the training rows and comes on top.
+    two on each set tried. Trainable: classes · (width + 1), and V, whose n-grams are those of the training rows.
 
     Source: the two parts are `linear_probe` and `tfidf`; that both together beat each is the finding of Wang and Manning 2012
     ("Baselines and Bigrams") and of feature unions since.
@@ -147,8 +147,8 @@ class WordsAndFeatures(Readout):
     """(n-grams,) int64; see `token_counts.NGrams`."""
     idf: Tensor
     """(n-grams,)."""
-    words: Tensor
-    """V (classes, n-grams)."""
+    words: nn.Parameter
+    """V (classes, n-grams); without n-grams until it is solved."""
     counts_tokens = True
 
     def __init__(self, pooling: tuple[str, ...], d_model: int, classes: int) -> None:
@@ -162,17 +162,19 @@ class WordsAndFeatures(Readout):
         self.bias = nn.Parameter(torch.zeros(classes))
         self.register_buffer("keys", torch.zeros(0, dtype=torch.long))
         self.register_buffer("idf", torch.zeros(0))
-        self.register_buffer("words", torch.zeros(classes, 0))
+        self.words = nn.Parameter(torch.zeros(classes, 0))
 
     def fit(self, tensors: dict[str, Tensor]) -> None:
         for name in ("keys", "idf", "words"):
-            if name in tensors:
-                setattr(self, name, torch.zeros_like(tensors[name], device=self.mean.device))
+            # of the same shape they stay the objects that they are
+            if name in tensors and tensors[name].shape != getattr(self, name).shape:
+                empty = torch.zeros_like(tensors[name], device=self.mean.device)
+                setattr(self, name, nn.Parameter(empty) if name == "words" else empty)
 
     def linear(self) -> dict[str, Tensor]:
         weight = self.weight.detach() / self.scale  # the standardization moved into W and b
         bias = self.bias.detach() - weight @ self.mean
-        return {"weight": weight, "bias": bias, "keys": self.keys, "idf": self.idf, "words": self.words}
+        return {"weight": weight, "bias": bias, "keys": self.keys, "idf": self.idf, "words": self.words.detach()}
 
     def scores(self, features: Tensor, tokens: Sequence[Sequence[int]] | None = None) -> Tensor:
         scores = (features - self.mean) / self.scale @ self.weight.mT + self.bias
@@ -250,7 +252,7 @@ def solve_both(readout: WordsAndFeatures, rows: LabelledFeatures, config: TfidfP
     device = readout.mean.device
     readout.keys = torch.from_numpy(ngrams.keys).to(device)
     readout.idf = torch.from_numpy(ngrams.idf).float().to(device)
-    readout.words = torch.from_numpy(np.ascontiguousarray(words)).float().to(device)
+    readout.words = nn.Parameter(torch.from_numpy(np.ascontiguousarray(words)).float().to(device))
     return {"C": C, "ngrams": float(len(ngrams.keys)), **held_out}
 
 
